@@ -1,0 +1,48 @@
+"""What a worker knows of the world: its rank, its device, whom to tell, and whether it was asked to stop.
+
+LocalContext is the stand-in for Ray: it serves single-process runs, tests, and plain `torch.distributed` processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+Record = dict[str, Any]
+
+
+class Context(Protocol):
+    """One worker's place in the group."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def send(self, records: list[Record]) -> None:
+        """Tells the driver; never blocks."""
+
+    def stop_asked(self) -> bool:
+        """Whether the driver wants a checkpoint and an end; never blocks, costs microseconds."""
+
+
+def _ignore(_: list[Record]) -> None: ...
+
+
+@dataclass
+class LocalContext:
+    """A worker without a cluster; `hear` gets what is sent, `stop` is asked at every step."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    hear: Callable[[list[Record]], None] = _ignore
+    stop: Callable[[], bool] = bool
+
+    def send(self, records: list[Record]) -> None:
+        """Hands the records over at once."""
+        self.hear(records)
+
+    def stop_asked(self) -> bool:
+        """Asks `stop`."""
+        return self.stop()

@@ -1,0 +1,151 @@
+"""Settings and a dataset's counts -> what will happen: steps, lanes, learning rate, cost. Pure, and printable.
+
+This is what `--dry-run` shows; a run computes nothing else about its future.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import RunConfig
+from orchestrator.training import schedule
+from orchestrator.training.models import cost
+from pipelines.augment import Augment
+from pipelines.dataset import Dataset, open_dataset
+from pipelines.errors import ConfigError
+from pipelines.order import Order
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a plan needs to know of a dataset."""
+
+    train_shards: tuple[int, ...]  # samples of each shard
+    val_samples: int
+    classes: int
+    stated: bool = True  # False: the official counts of a dataset that is not there yet
+
+
+# For `--dry-run` before anything is packed. ILSVRC2012's official counts; shards as the packer cuts them.
+OFFICIAL = {
+    "imagenet": Counts((1250,) * 1024 + (1167,), 50_000, 1000, stated=False),
+    "digits": Counts((180,) * 7 + (177,), 360, 10, stated=False),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's arithmetic."""
+
+    order: Order
+    augment: Augment
+    classes: int
+    train_samples: int
+    val_samples: int
+    epochs: int
+    micro_batch: int
+    steps_per_epoch: int
+    parameters: int
+    multiply_adds: int  # of one image forward
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Global step -> (epoch, step of that epoch)."""
+        return divmod(step, self.steps_per_epoch)
+
+
+def make_plan(config: RunConfig, counts: Counts) -> Plan:
+    """Raises ConfigError where settings and dataset do not fit together."""
+    data, train = config.data, config.train
+    micro_batch = train.global_batch // data.lanes
+    try:
+        order = Order(counts=counts.train_shards, seed=train.seed, streams=data.streams, lanes=data.lanes,
+                      micro_batch=micro_batch, window=data.window)  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"train.global_batch = {train.global_batch}, data.lanes = {data.lanes}, data.streams = "
+                          f"{data.streams} do not fit {sum(counts.train_shards)} training samples: {error}") from error  # fmt: skip
+    arch = config.model.arch(counts.classes)
+    return Plan(
+        order=order,
+        augment=Augment(kind=data.augment, size=data.size, resize=data.eval_resize, scale=data.scale, ratio=data.ratio,
+                        short_side=data.short_side, flip=data.flip),
+        classes=counts.classes,
+        train_samples=sum(counts.train_shards),
+        val_samples=counts.val_samples,
+        epochs=train.epochs,
+        micro_batch=micro_batch,
+        steps_per_epoch=order.steps_per_epoch,
+        parameters=cost.parameters(arch),
+        multiply_adds=cost.multiply_adds(arch, data.eval_size),
+    )  # fmt: skip
+
+
+def counts_of(dataset: Dataset) -> Counts:
+    """What a plan needs of a dataset."""
+    return Counts(dataset.splits["train"].counts, dataset.splits["val"].samples, len(dataset.classes))
+
+
+def plan_counts(config: RunConfig) -> Counts:
+    """For `--dry-run`: the dataset's counts; the official ones where a known dataset is not packed yet."""
+    if Path(config.data.root).exists():
+        return counts_of(open_dataset(config.data.root))
+    if config.data.name in OFFICIAL:
+        return OFFICIAL[config.data.name]
+    raise ConfigError(f"data.root is {config.data.root}, which does not exist; pack a dataset there "
+                      f"(python -m jobs.pack --help) or name another folder")  # fmt: skip
+
+
+def lanes_of(rank: int, world_size: int, lanes: int) -> range:
+    """The contiguous run of lanes that a rank plays: 8 lanes over 3 ranks are 3 + 3 + 2.
+
+    Contiguous, so that the lanes of one stream stay together on a rank, and on a node.
+    """
+    each, more = divmod(lanes, world_size)
+    first = rank * each + min(rank, more)
+    return range(first, first + each + (rank < more))
+
+
+def efficiency(lanes: int, world_size: int) -> float:
+    """Share of the workers' time that is used when a step lasts as long as its fullest rank: V / (W * ceil(V / W))."""
+    return lanes / (world_size * -(-lanes // world_size))
+
+
+def learning_rate(config: RunConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate as a function of the global step. Raises ConfigError where warm-up and schedule do not fit."""
+    optim = config.optim
+    try:
+        return schedule.build(
+            optim.schedule, optim.lr, config.train.epochs * steps_per_epoch,
+            warmup_steps=round(optim.warmup_epochs * steps_per_epoch), warmup_from=optim.lr * optim.warmup_start,
+            milestones=[round(m * steps_per_epoch) for m in optim.milestones], gamma=optim.gamma)  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"optim.schedule is {optim.schedule}: {error}") from error
+
+
+def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
+    """The plan as text for a person."""
+    rate = learning_rate(config, plan.steps_per_epoch)
+    arch = config.model.arch(plan.classes)
+    least, most = config.cluster.span
+    left_out = plan.order.left_out
+    marks = sorted({0, plan.steps // 4, plan.steps // 2, 3 * plan.steps // 4, plan.steps - 1})
+    lines = [
+        f"net        {arch.name}, shortcut {arch.shortcut}, {plan.parameters:,} parameters, "
+        f"{plan.multiply_adds / 1e9:.3f} G multiply-adds an image at {config.data.eval_size} px",
+        f"data       {plan.train_samples:,} training and {plan.val_samples:,} validation images, {plan.classes} classes"
+        + ("" if counts.stated else "  (not packed yet: the official counts)"),
+        f"order      {config.data.lanes} lanes x {plan.micro_batch} images = {config.train.global_batch} a step, "
+        f"{config.data.streams} streams, window {config.data.window or 'whole stream'}",
+        f"epoch      {plan.steps_per_epoch:,} steps, {left_out} images left out (others each time)",
+        f"run        {plan.epochs} epochs = {plan.steps:,} steps",
+        "rate       " + ", ".join(f"{rate(s):.4g} at step {s:,}" for s in marks),
+    ]
+    for world in sorted({most, max(most - 1, least, 1)}, reverse=True):
+        shares = [len(lanes_of(r, world, config.data.lanes)) for r in range(world)]
+        shown = " + ".join(map(str, shares)) if world <= 8 else f"{max(shares)} at most"
+        lines.append(f"workers    {world}: lanes {shown}, {efficiency(config.data.lanes, world):.0%} of their time used")
+    return "\n".join(lines)

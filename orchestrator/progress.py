@@ -1,0 +1,87 @@
+"""What the driver does with the records that come from the workers: a line for people, points for the tracker."""
+
+import time
+from collections.abc import Callable
+
+from orchestrator.config import RunConfig
+from orchestrator.context import Record
+from orchestrator.plan import Plan
+from orchestrator.tracking import Metric, Tracker
+
+# Record field -> metric name.
+TRAINING = {
+    "loss": "train/loss", "top1": "train/top1", "top5": "train/top5", "lr": "train/lr", "grad_norm": "train/grad_norm",
+    "images_per_s": "perf/images_per_s", "data_wait": "perf/data_wait", "step_s": "perf/step_s"}  # fmt: skip
+EPOCH = {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"}
+
+
+class Ear:
+    """Hears records in the driver. Printing is throttled to tracking.progress_seconds, tracking is not."""
+
+    def __init__(self, config: RunConfig, plan: Plan, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self._config, self._plan, self._tracker, self._say = config, plan, tracker, say
+        self._best = 0.0
+        self._printed = 0.0
+        self._reached = 0
+        self._kinds = {"progress": self._progress, "epoch": self._epoch, "bad": self._bad, "say": self._text}
+
+    def resumes_at(self, step: int) -> None:
+        """A new attempt starts; what it repeats is counted."""
+        if step < self._reached:
+            self._say(f"resumed at step {step}: 0 samples lost, {self._reached - step} steps repeated")
+
+    def hear(self, records: list[Record]) -> None:
+        """All records of one look into the mailbox."""
+        for record in records:
+            if act := self._kinds.get(record["kind"]):
+                act(record)
+
+    def _progress(self, record: Record) -> None:
+        self._reached = max(self._reached, record["global_step"])
+        epoch = {"train/epoch": record["global_step"] / self._plan.steps_per_epoch}
+        self._log(record, {name: record[key] for key, name in TRAINING.items()} | epoch)
+        if time.monotonic() - self._printed >= self._config.tracking.progress_seconds:
+            self._printed = time.monotonic()
+            self._say(progress_line(record))
+
+    def _epoch(self, record: Record) -> None:
+        values = {name: record[key] for key, name in EPOCH.items() if key in record}
+        if "val_top1" in record:
+            self._best = max(self._best, record["val_top1"])
+            values["val/top1_best"] = self._best
+            values["val/error"] = 100.0 * (1.0 - record["val_top1"])
+        self._log(record, values | {"train/epoch_loss": record["train_loss"]})
+        self._say(epoch_line(record, self._plan.epochs))
+
+    def _bad(self, record: Record) -> None:
+        self._say(f"bad image in {record['split']}: {record['shard']} {record['key']} ({record['reason']}), replaced by "
+                  f"sample {record['replaced_by']}")  # fmt: skip
+
+    def _text(self, record: Record) -> None:
+        self._say(record["text"])
+
+    def _log(self, record: Record, values: dict[str, float]) -> None:
+        step, when = record["global_step"], record["time_ms"]
+        self._tracker.metrics([Metric(name, value, step, when) for name, value in values.items()])
+
+
+def progress_line(record: Record) -> str:
+    """One line of progress for a log."""
+    return (f"epoch {record['epoch'] + 1}/{record['epochs']} step {record['step']}/{record['steps_per_epoch']}  "
+            f"loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  {record['images_per_s']:,.0f} img/s  "
+            f"waiting for data {record['data_wait']:.0%}  {clock(record['left_s'])} left")  # fmt: skip
+
+
+def epoch_line(record: Record, epochs: int) -> str:
+    """One line for a finished epoch."""
+    line = f"epoch {record['epoch']}/{epochs} done  train loss {record['train_loss']:.4f}"
+    if "val_top1" in record:
+        line += f"  val loss {record['val_loss']:.4f}  val top-1 {record['val_top1']:.2%}"
+    return line
+
+
+def clock(seconds: float) -> str:
+    """3725 -> '1:02:05', 65 -> '1:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

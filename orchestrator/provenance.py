@@ -1,0 +1,50 @@
+"""Where a run's code came from: content hash always, git commit and Ray's ids when they are known."""
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("jobs", "orchestrator", "pipelines")
+
+
+def content_sha256(root: Path = ROOT) -> str:
+    """Hash of every module and recipe: known even in a job, where .git is absent."""
+    digest = hashlib.sha256()
+    for path in sorted(p for package in PACKAGES for p in (root / package).rglob("*") if p.suffix in (".py", ".yaml")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def tags() -> dict[str, str]:
+    """Tags for MLflow: package hash, git commit and dirty state when known, Ray job and submission id."""
+    found = {"skiplane.package_sha256": content_sha256()} | _git() | _job()
+    return {name: value for name, value in found.items() if value}
+
+
+def _job() -> dict[str, str]:
+    """What the submitter passed on: metadata of the job, such as git_commit by --metadata-json."""
+    raw = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    metadata = json.loads(raw).get("metadata", {}) if raw else {}
+    return {
+        "ray.submission_id": metadata.get("job_submission_id", ""),
+        "mlflow.source.git.commit": metadata.get("git_commit", ""),
+        "skiplane.git_dirty": metadata.get("git_dirty", ""),
+    }
+
+
+def _git() -> dict[str, str]:
+    if not (ROOT / ".git").exists():
+        return {}
+    commit, status = _run("rev-parse", "HEAD"), _run("status", "--porcelain")
+    return {} if commit is None else {"mlflow.source.git.commit": commit, "skiplane.git_dirty": str(bool(status)).lower()}
+
+
+def _run(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,167 @@
+"""Where settings come from: defaults, a recipe, a file, flags; the last one wins.
+
+The flags are generated from RunConfig. The environment is read here, at the edge, and nowhere else: SKIPLANE_HOME,
+MLFLOW_TRACKING_URI, and whether this process is the driver of a Ray job.
+"""
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from orchestrator.config import RunConfig, absolute, flatten
+from pipelines.errors import ConfigError
+
+RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What a run may know of its surroundings."""
+
+    home: Path  # $SKIPLANE_HOME
+    tracking_uri: str = ""  # $MLFLOW_TRACKING_URI
+    in_job: bool = False  # a relative path means nothing there: the working directory is Ray's unpacked package
+    cwd: Path = field(default_factory=Path.cwd)
+
+    @staticmethod
+    def of_environment() -> "Edge":
+        """Read once, at the start of a command."""
+        home = Path(os.environ.get("SKIPLANE_HOME") or "~/.skiplane").expanduser()
+        return Edge(home, os.environ.get("MLFLOW_TRACKING_URI", ""), "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises one sentence instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        raise ConfigError(_unknown(unknown[1].split("=")[0].lstrip("-")) if unknown else message)
+
+
+class _Flags(RunConfig, BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", cli_hide_none_type=True, cli_avoid_json=True, cli_implicit_flags=True,
+        cli_use_class_docs_for_groups=True, nested_model_default_partial_update=True)  # fmt: skip
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # by default the shell's NAME=x would become the run's name
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """--recipe and --config: the sources that a job's own flags do not cover."""
+    parser.add_argument("--recipe", help=f"named settings: {', '.join(recipe_names())}")
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings in a file; they win over the recipe")
+
+
+def parser(description: str, usage: str) -> argparse.ArgumentParser:
+    """The parser every job adds its own flags to, before it is given to `load`."""
+    made = _Parser(description=description, usage=usage, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    add_source_flags(made)
+    return made
+
+
+def load(argv: Sequence[str], own: argparse.ArgumentParser, edge: Edge) -> tuple[argparse.Namespace, RunConfig]:
+    """Parses a job's own flags and all settings.
+
+    Returns the job's own namespace and the resolved, frozen configuration (absolute paths, no empty defaults).
+    Raises ConfigError, one line for each wrong setting.
+    """
+    try:
+        source = CliSettingsSource(_Flags, root_parser=own, cli_parse_args=list(argv))  # type: ignore[arg-type, var-annotated]
+        args = own.parse_args(list(argv))
+        merged = _merge(_merge(_recipe(args.recipe), _file(args.config)), dict(source()))
+        return args, resolve(RunConfig.model_validate(merged), edge)
+    except ValidationError as error:
+        raise ConfigError(sentences(error)) from error
+
+
+def resolve(config: RunConfig, edge: Edge) -> RunConfig:
+    """Fills what depends on the surroundings: data.root, cluster.storage, tracking.uri, tracking.experiment."""
+    changes = {
+        "data.root": _path("data.root", config.data.root, edge) or str(edge.home / "data" / config.data.name),
+        "cluster.storage": _path("cluster.storage", config.cluster.storage, edge) or str(edge.home / "runs"),
+        "model.init": _path("model.init", config.model.init, edge),
+        "tracking.uri": config.tracking.uri or edge.tracking_uri or f"sqlite:///{edge.home / 'mlflow.db'}",
+        "tracking.experiment": config.tracking.experiment or config.data.name,
+    }
+    return config.replace(changes)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def sentences(error: ValidationError) -> str:
+    """A ValidationError as one line for each wrong setting: which, what it was, what is allowed."""
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(_unknown(name))
+        elif item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
+            lines.append(str(item["ctx"]["error"]))  # a rule over several settings names them itself
+        else:
+            lines.append(f"{name} {_what(item)}")
+    return "\n".join(lines)
+
+
+def _what(item: Any) -> str:
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    message = item["msg"].replace("Input should be", "it should be").replace("String should", "it should")
+    return f"is {item['input']!r}; {message}"
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, list(flatten(RunConfig())), n=1, cutoff=0.5)
+    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "; --help lists them all")
+
+
+def _recipe(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in recipe_names():
+        raise ConfigError(f"recipe '{name}' does not exist; use one of {', '.join(recipe_names())}")
+    return _file(RECIPES / f"{name}.yaml")
+
+
+def _file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file {path} holds no settings; sections such as 'model:' are expected")
+    return values
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _path(name: str, value: str, edge: Edge) -> str:
+    if not value or "://" in value or Path(value).expanduser().is_absolute():
+        return absolute(value, edge.cwd) if value else ""
+    if edge.in_job:
+        raise ConfigError(f"{name} is '{value}'; inside a submitted job a path must be absolute, because the job's working "
+                          f"directory is a temporary copy")  # fmt: skip
+    return absolute(value, edge.cwd)

@@ -1,0 +1,294 @@
+"""The life of a run: check, open, fit; on failure look again and fit again; `result.json` at the end.
+
+Order of checks: settings (already), plan, data, tracking, cluster. Nothing is written before all of them hold.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orchestrator import provenance, worker
+from orchestrator.cluster import session
+from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
+from orchestrator.cluster.preflight import preflight
+from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
+from orchestrator.context import Record
+from orchestrator.plan import Plan, counts_of, efficiency, make_plan
+from orchestrator.progress import Ear
+from orchestrator.state.checkpoints import Checkpoints
+from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
+from orchestrator.state.storage import Storage
+from orchestrator.tracking import DatasetRef, NullTracker, Tracker, open_tracker
+from orchestrator.worker import Job
+from pipelines.dataset import Dataset, open_dataset, verify
+from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
+
+POLL_S = 0.3
+Say = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """The run was asked to stop and did; its checkpoint is whole. `signum` says by what."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@dataclass
+class StopSignal:
+    """Which signal asked for an end; None while nobody did."""
+
+    signum: int | None = None
+
+    def __call__(self, signum: int, _: FrameType | None) -> None:
+        """The handler: a second signal ends the process at once."""
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+def run(config: RunConfig, *, home: Path, parent: str | None = None, say: Say = print,
+        tags: Mapping[str, str] | None = None) -> Result:  # fmt: skip
+    """Trains the run that `config` names, from wherever it is, to its end.
+
+    Returns the result, at once where the run has finished before. Raises Stopped after a SIGINT or SIGTERM (the
+    checkpoint is whole, the run resumable) and the SkiplaneError that ended it otherwise; both are in result.json.
+    """
+    if not config.name:
+        raise ConfigError("name is not set; give the run a --name: the same name goes on with the same run")
+    dataset = open_checked(config)
+    plan = make_plan(config, counts_of(dataset))
+    storage = Storage(config.folder())
+    record = admit(storage, config, dataset.digest)
+    done = read_result(storage)
+    if done is not None and done.status == "finished" and done.epochs >= config.train.epochs:
+        say(f"run {config.name} is finished: top-1 {_percent(done.top1)}; another --name trains anew")
+        return done
+    life = _Life(config, dataset, plan, storage, home, say)
+    return life.live(record.mlflow_run_id if record else None, parent, dict(tags or {}))
+
+
+def open_checked(config: RunConfig) -> Dataset:
+    """The dataset, with its shards checked as data.verify says. Raises ConfigError, DataError."""
+    root = config.data.root
+    if "://" not in root and not Path(root).exists():
+        raise ConfigError(f"data.root is {root}, which does not exist; pack a dataset there (python -m jobs.pack --help) "
+                          f"or name another folder")  # fmt: skip
+    dataset = open_dataset(root)
+    verify(dataset, config.data.verify)
+    return dataset
+
+
+class _Life:
+    """One submission of one run."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, home: Path, say: Say) -> None:
+        self.config, self.dataset, self.plan, self.storage, self.home, self.say = config, dataset, plan, storage, home, say
+        self.checkpoints = Checkpoints(storage, config.train.keep, warn=say)
+        self.restarts = 0
+        self.workers = 0
+        self.tracker: Tracker = NullTracker()
+        self.stop = StopSignal()
+
+    def live(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Result:
+        """Tracker open, cluster joined, attempts, result."""
+        self.tracker = self._open_tracker(run_id, parent, tags)
+        status = "FAILED"
+        try:
+            with _signals(self.stop), session.session(self._logical_cpus(), self.home):
+                result = self._result(self._attempts())
+            status = "KILLED" if result.status == "stopped" else "FINISHED"
+        except KeyboardInterrupt:
+            status, result = "KILLED", self._ended("stopped", "interrupted twice")
+        except SkiplaneError as error:
+            self._ended("failed", str(error))
+            raise
+        finally:
+            left = self.tracker.finish(status)
+            if left:
+                self.say(f"tracking: {left} points did not reach {self.config.tracking.uri}")
+        if result.status == "stopped":
+            raise Stopped(self.stop.signum or signal.SIGINT)
+        return result
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+
+    def _attempts(self) -> dict[str, Any]:
+        """Fits until a group ends by itself; failures in a row without progress are limited."""
+        failures, reached = 0, self._resume_step()
+        ear = Ear(self.config, self.plan, self.tracker, self.say)
+        mailbox = Mailbox()
+        try:
+            while True:
+                try:
+                    return self._attempt(mailbox, ear)
+                except GroupDied as died:
+                    now = self._resume_step()
+                    failures, reached = (0 if now > reached else failures) + 1, max(now, reached)
+                    self._after_death(died, failures)
+        finally:
+            mailbox.close()
+
+    def _attempt(self, mailbox: Mailbox, ear: Ear) -> dict[str, Any]:
+        size = self._size()
+        found = self.checkpoints.latest()
+        self.workers = size.workers
+        self._announce(size, found.progress.step if found else 0)
+        ear.resumes_at(found.progress.step if found else 0)
+        job = Job(self.config, found.name if found else None)
+        group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.restarts}")
+        asked = False
+        while not group.wait(POLL_S):
+            self._hear(mailbox, ear)
+            if self.stop.signum is not None and not asked:
+                asked = True
+                self.say(f"{signal.Signals(self.stop.signum).name}: saving a checkpoint, then stopping")
+                self.tracker.tags({"skiplane.state": "stopping"})
+                mailbox.ask_stop()
+        self._hear(mailbox, ear)
+        return group.outcome() or {}
+
+    def _hear(self, mailbox: Mailbox, ear: Ear) -> None:
+        records: list[Record] = mailbox.drain()
+        ear.hear([r for r in records if r["kind"] != "error"])
+        for record in records:
+            if record["kind"] == "error":
+                raise_error(record)
+
+    def _after_death(self, died: GroupDied, failures: int) -> None:
+        if self.stop.signum is not None:
+            raise KeyboardInterrupt from died
+        if failures > self.config.cluster.max_restarts:
+            raise TrainingError(f"the workers died {failures} times without a new checkpoint (cluster.max_restarts = "
+                                f"{self.config.cluster.max_restarts}); the last time: {died}") from died  # fmt: skip
+        self.restarts += 1
+        pause = min(2.0 ** (failures - 1), 30.0) - 1.0
+        self.say(f"restart {self.restarts}: {died}" + (f"; trying again in {pause:.0f} s" if pause else ""))
+        self.tracker.tags({"skiplane.restarts": str(self.restarts)})
+        time.sleep(pause)
+
+    def _resume_step(self) -> int:
+        names = self.checkpoints.names()
+        return int(names[-1].rsplit("-", 1)[1]) if names else 0
+
+    # -- cluster -------------------------------------------------------------------------------------------------
+
+    def _logical_cpus(self) -> int:
+        return self.config.cluster.span[1] * self.config.cluster.cpus_per_worker
+
+    def _size(self) -> Size:
+        """Looks at the cluster as it is now."""
+        cluster, found = self.config.cluster, session.nodes()
+        gpus = int(cluster.device == "gpu" or (cluster.device == "auto" and any(node.gpus for node in found)))
+        workers = session.choose_workers(cluster.span, found, cluster.cpus_per_worker, gpus)
+        self._wait_for_room(workers * cluster.cpus_per_worker, workers * gpus)
+        usable = [node for node in found if node.fits(cluster.cpus_per_worker, gpus)]
+        interface = preflight(usable, self.config.data.root, self.storage)
+        return Size(workers, cluster.cpus_per_worker, gpus, cluster.timeout_seconds, interface)
+
+    def _wait_for_room(self, cpus: int, gpus: int) -> None:
+        """Others may use the cluster: said at once, and waited for no longer than cluster.wait_seconds."""
+        limit, told = time.monotonic() + self.config.cluster.wait_seconds, False
+        while (free := session.free()).get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
+            need = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+            has = f"{free.get('CPU', 0):g} CPUs" + (f" and {free.get('GPU', 0):g} GPUs" if gpus else "")
+            if time.monotonic() > limit:
+                raise ClusterError(f"the run needs {need}; {has} are free, the rest is in use, after cluster.wait_seconds = "
+                                   f"{self.config.cluster.wait_seconds}; try again later or ask for fewer workers")  # fmt: skip
+            if not told:
+                self.say(f"waiting for {need}: {has} are free")
+            told = True
+            if self.stop.signum is not None:
+                raise KeyboardInterrupt
+            time.sleep(1.0)
+
+    # -- words ---------------------------------------------------------------------------------------------------
+
+    def _open_tracker(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Tracker:
+        """Opens the MLflow run, then writes run.json: the run's name now belongs to these settings."""
+        config = self.config
+        if config.tracking.uri == "off":
+            tracker: Tracker = NullTracker()
+        else:
+            data = DatasetRef(config.data.name, self.dataset.digest, config.data.root)
+            tracker = open_tracker(config.tracking.uri, config.tracking.experiment, config.name, run_id=run_id,
+                                   parent_id=parent, params=self._params(), tags=self._tags() | tags, dataset=data)  # fmt: skip
+        write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id))
+        return tracker
+
+    def _params(self) -> dict[str, str]:
+        """Identity and horizon; placement may change, and a parameter of MLflow may not."""
+        kind = kinds()
+        return {name: str(value) for name, value in flatten(self.config).items() if kind[name] != PLACEMENT}
+
+    def _tags(self) -> dict[str, str]:
+        arch = self.config.model.arch(self.plan.classes)
+        return provenance.tags() | {
+            "skiplane.kind": "train",
+            "skiplane.run": self.config.name,
+            "skiplane.arch": arch.name,
+            "skiplane.dataset_digest": self.dataset.digest,
+            "skiplane.storage": self.storage.place,
+            "skiplane.state": "running",
+        }
+
+    def _announce(self, size: Size, step: int) -> None:
+        epoch, at = self.plan.position(step)
+        where = f"from epoch {epoch + 1} step {at}" if step else "from the start"
+        device = "GPU" if size.gpus else f"{size.cpus} CPU"
+        share = efficiency(self.config.data.lanes, size.workers)
+        self.say(f"{self.config.name}: {size.workers} workers of one {device} each, {self.config.data.lanes} lanes "
+                 f"({share:.0%} of the workers' time used), {where}")  # fmt: skip
+        self.tracker.tags({"skiplane.world_size": str(size.workers), "skiplane.device": device})
+
+    def _result(self, summary: dict[str, Any]) -> Result:
+        result = self._compose(summary)
+        write_result(self.storage, result)
+        self.tracker.tags({"skiplane.state": result.status, "skiplane.decode": str(summary.get("decode")),
+                           "skiplane.weights_sha256": str(result.weights_sha256)})  # fmt: skip
+        return result
+
+    def _ended(self, status: str, reason: str) -> Result:
+        """A result for a run that did not end by itself; what the last checkpoint holds is kept."""
+        step = self._resume_step()
+        result = self._compose({"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason})
+        write_result(self.storage, result)
+        self.tracker.tags({"skiplane.state": status, "skiplane.reason": reason[:500]})
+        return result
+
+    def _compose(self, summary: dict[str, Any]) -> Result:
+        curve = summary.get("curve") or []
+        last = curve[-1] if curve else {}
+        scored = next((r for r in reversed(curve) if "val_top1" in r), {})
+        return Result(
+            name=self.config.name, status=summary["status"], epochs=summary["epochs"], steps=summary["steps"],
+            top1=scored.get("val_top1"), top5=scored.get("val_top5"), val_samples=scored.get("val_samples"),
+            loss=scored.get("val_loss"), train_loss=last.get("train_loss"),
+            train_loss_mean=summary.get("train_loss_mean"), weights_sha256=summary.get("weights_sha256"),
+            data_digest=summary.get("data_digest"), eval_digest=scored.get("eval_digest"),
+            dataset_digest=self.dataset.digest, world_size=self.workers, restarts=self.restarts,
+            bad_samples=summary.get("bad_samples", 0), images_per_second=summary.get("images_per_second"),
+            seconds=summary.get("seconds", 0.0), parameters=self.plan.parameters,
+            multiply_adds=self.plan.multiply_adds, reason=summary.get("reason"), mlflow_run_id=self.tracker.run_id,
+            mlflow_url=self.tracker.url, curve=curve)  # fmt: skip
+
+
+@contextmanager
+def _signals(stop: StopSignal) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a checkpoint and an end, while this lasts."""
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.2%}"

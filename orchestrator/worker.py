@@ -1,0 +1,302 @@
+"""What each worker does: builds the parts, restores, loops. The one place where everything meets.
+
+    dataset.json -> plan -> order -> reader -> DALI -> Batch -> step -> StepStats -> tally -> checkpoint, records
+
+Nothing here knows Ray or MLflow: a worker sees a Context.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.config import RunConfig
+from orchestrator.context import Context, Record
+from orchestrator.plan import Plan, counts_of, lanes_of, learning_rate, make_plan
+from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, weights_sha256
+from orchestrator.state.storage import Storage
+from orchestrator.training import loop
+from orchestrator.training.evaluate import EvalSums, evaluate
+from orchestrator.training.metrics import EpochSums
+from orchestrator.training.models.resnet import build
+from orchestrator.training.models.weights import load_weights
+from orchestrator.training.step import TrainStep, check_finite
+from pipelines.batches import Batch, EvalBatches, TrainBatches
+from pipelines.dali import resolve_decode
+from pipelines.dataset import open_dataset
+from pipelines.errors import DataError, TrainingError
+from pipelines.quarantine import BadSample, Quarantine
+from pipelines.reader import Reader
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told; small and picklable."""
+
+    config: RunConfig
+    resume: str | None = None  # name of the checkpoint to go on from
+
+
+def train(job: Job, context: Context) -> dict[str, Any]:
+    """Trains from the job's checkpoint to the end, or to a stop. Every rank returns the same summary.
+
+    Raises DataError for bad data, TrainingError for a loss that is not finite.
+    """
+    with ExitStack() as stack:
+        return Worker(job, context, stack).run()
+
+
+class Worker:
+    """The parts of one worker, alive for one attempt."""
+
+    def __init__(self, job: Job, context: Context, stack: ExitStack) -> None:
+        self.config, self.context = job.config, context
+        self.dataset = open_dataset(job.config.data.root)
+        self.plan = make_plan(job.config, counts_of(self.dataset))
+        self.lanes = lanes_of(context.rank, context.world_size, job.config.data.lanes)
+        self.decode = resolve_decode(job.config.data.decode, context.device.type == "cuda")
+        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep)
+        self.saver = BackgroundSaver(self.checkpoints)
+        stack.callback(self.saver.close)
+        self.reader = {name: Reader(self.dataset, name, self._threads()) for name in ("train", "val")}
+        for reader in self.reader.values():
+            stack.callback(reader.close)
+        self.quarantine = {name: self._quarantine(name) for name in self.reader}
+        self.step = self._build_step()
+        self.tally = Tally(self._restore(job.resume))
+        self.stack = stack
+
+    def run(self) -> dict[str, Any]:
+        """The loop, and who hears of it."""
+        steps = self.plan.steps_per_epoch
+        for done in self._steps():
+            self.tally.add(done)
+            ends_epoch = done.step == steps - 1
+            saves = ends_epoch or done.asked or self._checkpoint_due(done.global_step + 1)
+            if saves or self.tally.due(self.config.tracking.log_steps):
+                self._report(done)
+            if ends_epoch:
+                self._end_epoch(done.epoch)
+            if saves:
+                self._save()
+            if done.asked and done.global_step + 1 < self.plan.steps:
+                return self._summary("stopped")
+        return self._summary("finished")
+
+    def _steps(self) -> Iterator[loop.StepDone]:
+        start, batches = self.tally.step, self._batches()
+        self.stack.callback(batches.close)
+        return loop.train(self.step, batches, learning_rate(self.config, self.plan.steps_per_epoch),
+                          steps_per_epoch=self.plan.steps_per_epoch, start=start, stop=self.plan.steps,
+                          request=lambda: float(self.context.stop_asked()))  # fmt: skip
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _build_step(self) -> TrainStep:
+        data, optim, train = self.config.data, self.config.optim, self.config.train
+        model = build(self.config.model.arch(self.plan.classes), seed=train.seed)
+        if self.config.model.init:
+            note = load_weights(model, torch.load(self.config.model.init, weights_only=True, map_location="cpu"))
+            self._say(f"weights of {self.config.model.init}: {note}")
+        return TrainStep(
+            model.to(self.context.device), lanes=len(self.lanes), total_lanes=data.lanes,
+            micro_batch=self.plan.micro_batch, lanes_per_pass=train.lanes_per_pass, world_size=self.context.world_size,
+            reduce=train.reduce, momentum=optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay,
+            decay_norm=optim.decay_norm, label_smoothing=optim.label_smoothing, clip_norm=optim.clip_norm,
+            precision=train.precision, mean=data.mean, std=data.std, channels_last=train.channels_last,
+            compile=train.compile, device=self.context.device)  # fmt: skip
+
+    def _batches(self) -> TrainBatches:
+        return TrainBatches(
+            self.reader["train"], self.plan.order, self.plan.augment, lanes=self.lanes, seed=self.config.train.seed,
+            start=self.tally.step, stop=self.plan.steps, device=self.context.device, decode=self.decode,
+            threads=self._threads(), prefetch=self.config.data.prefetch, quarantine=self.quarantine["train"])  # fmt: skip
+
+    def _eval_batches(self) -> EvalBatches:
+        data = self.config.data
+        ids = range(self.context.rank, self.plan.val_samples, self.context.world_size)
+        return EvalBatches(
+            self.reader["val"], ids, resize=data.eval_resize, size=data.eval_size, batch_size=data.eval_batch,
+            device=self.context.device, decode=self.decode, threads=self._threads(),
+            quarantine=self.quarantine["val"])  # fmt: skip
+
+    def _quarantine(self, split: str) -> Quarantine:
+        limit = int(self.config.data.max_bad * self.dataset.splits[split].samples)
+        return Quarantine(limit)
+
+    def _threads(self) -> int:
+        return self.config.data.threads or self.config.cluster.cpus_per_worker
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def _restore(self, name: str | None) -> Progress:
+        if name is None:
+            return Progress(step=0, epoch=0, digest=0, sums={}, total={}, curve=[], bad=0, seconds=0.0)
+        found = self.checkpoints.load(name)
+        if found is None:
+            raise TrainingError(f"checkpoint {name} cannot be read on rank {self.context.rank}")
+        self.step.load_state_dict(found.tensors)
+        return found.progress
+
+    def _checkpoint_due(self, step: int) -> bool:
+        every = self.config.train.checkpoint_steps
+        return bool(every) and step % every == 0
+
+    def _save(self) -> None:
+        progress = self.tally.progress(self.plan.steps_per_epoch, self._sum)
+        if self.context.rank == 0:
+            self.saver.save(self.step.state_dict(), progress, self._saved)
+
+    def _saved(self, name: str) -> None:
+        self.context.send([{"kind": "checkpoint", "name": name, "step": int(name.rsplit("-", 1)[1])}])
+
+    def _sum(self, values: list[int]) -> list[int]:
+        """Integers summed over the ranks, modulo 2**64: the order does not matter."""
+        if self.context.world_size == 1:
+            return values
+        signed = torch.tensor([v - 2**64 if v >= 2**63 else v for v in values], device=self.context.device)
+        dist.all_reduce(signed)
+        return [v % 2**64 for v in signed.tolist()]
+
+    # -- words ---------------------------------------------------------------------------------------------------
+
+    def _report(self, done: loop.StepDone) -> None:
+        """One point of the training curves from rank 0, and the names of bad samples from every rank."""
+        record = self.tally.flush(done, self.plan, self.config.train.global_batch)
+        bad = self.tally.take_bad()
+        records: list[Record] = [record] if self.context.rank == 0 else []
+        if records or bad:
+            self.context.send([*records, *(bad_record(b, "train") for b in bad)])
+
+    def _end_epoch(self, epoch: int) -> None:
+        every, last = self.config.train.eval_epochs, epoch + 1 == self.plan.epochs
+        sums = self._evaluate() if last or (epoch + 1) % every == 0 else None
+        record = self.tally.close_epoch(epoch, sums)
+        if self.context.rank == 0:
+            self.context.send([{"kind": "epoch", "global_step": self.tally.step, "time_ms": _now_ms(), **record}])
+
+    def _evaluate(self) -> EvalSums:
+        data, train = self.config.data, self.config.train
+        with self._eval_batches() as batches:
+            sums = evaluate(self.step.model, self._named(batches), mean=data.mean, std=data.std, precision=train.precision,
+                            device=self.context.device, channels_last=train.channels_last).all_reduce()  # fmt: skip
+        if sums.count != self.plan.val_samples:
+            raise DataError(f"evaluation counted {sums.count} of {self.plan.val_samples} validation images")
+        return sums
+
+    def _named(self, batches: EvalBatches) -> Iterator[Batch]:
+        """The same batches; the bad images among them are told."""
+        for batch in batches:
+            if batch.bad:
+                self.context.send([bad_record(b, "val") for b in batch.bad])
+            yield batch
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        self.saver.wait()
+        return {
+            "status": status,
+            "steps": self.tally.step,
+            "epochs": self.tally.step // self.plan.steps_per_epoch,
+            "weights_sha256": weights_sha256(self.step.model.state_dict()),
+            "decode": self.decode,
+            **self.tally.summary(),
+        }
+
+    def _say(self, text: str) -> None:
+        if self.context.rank == 0:
+            self.context.send([{"kind": "say", "text": text}])
+
+
+class Tally:
+    """The sums that continue over checkpoints. Everything but digest and bad samples is equal on all ranks."""
+
+    def __init__(self, start: Progress) -> None:
+        self._start = start
+        self.step = start.step
+        self._sums, self._total = EpochSums.from_dict(start.sums), EpochSums.from_dict(start.total)
+        self._curve = list(start.curve)
+        self._digest, self._bad, self._named = 0, 0, list[BadSample]()
+        self._pending: list[torch.Tensor] = []
+        self._wait_s = self._busy_s = 0.0
+        self._began = time.monotonic()
+        self._images, self._train_s = 0, 0.0
+        self._last: Progress | None = None
+
+    def add(self, done: loop.StepDone) -> None:
+        """One step; nothing is fetched from the device."""
+        stats = done.stats
+        self._pending.append(torch.stack([v.double() for v in (stats.loss, stats.top1, stats.top5, stats.samples)]))
+        self._digest = (self._digest + done.digest) % 2**64
+        self._bad += len(done.bad)
+        self._named += done.bad
+        self._wait_s, self._busy_s = self._wait_s + done.wait_s, self._busy_s + done.step_s
+        self.step = done.global_step + 1
+
+    def due(self, steps: int) -> bool:
+        """Whether so many steps wait to be reported."""
+        return len(self._pending) >= steps
+
+    def flush(self, done: loop.StepDone, plan: Plan, global_batch: int) -> Record:
+        """Fetches the waiting steps, adds them up, and returns their mean as a record."""
+        check_finite(done.stats)
+        interval, count = EpochSums(), len(self._pending)
+        for loss, top1, top5, samples in torch.stack(self._pending).tolist():
+            for sums in (interval, self._sums, self._total):
+                sums.add(loss, top1, top5, samples)
+        seconds = self._wait_s + self._busy_s
+        self._images, self._train_s = self._images + count * global_batch, self._train_s + seconds
+        rate = count * global_batch / max(seconds, 1e-9)
+        record = {
+            "kind": "progress", "time_ms": _now_ms(), "global_step": self.step, "epoch": done.epoch, "step": done.step + 1,
+            "steps_per_epoch": plan.steps_per_epoch, "epochs": plan.epochs, "lr": done.lr,
+            "grad_norm": float(done.stats.grad_norm), **interval.means(), "images_per_s": rate,
+            "data_wait": self._wait_s / max(seconds, 1e-9), "step_s": seconds / count,
+            "left_s": (plan.steps - self.step) * global_batch / rate}  # fmt: skip
+        self._pending, self._wait_s, self._busy_s = [], 0.0, 0.0
+        return record
+
+    def take_bad(self) -> list[BadSample]:
+        """The bad samples since the last call."""
+        named, self._named = self._named, []
+        return named
+
+    def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
+        """Ends the epoch's sums; returns the record for the curve."""
+        record: dict[str, Any] = {"epoch": epoch + 1} | {f"train_{k}": v for k, v in self._sums.means().items()}
+        if sums is not None:
+            record |= {"val_loss": sums.loss, "val_top1": sums.top1 / sums.count, "val_top5": sums.top5 / sums.count}
+            record |= {"val_samples": sums.count, "eval_digest": f"{sums.digest:016x}"}
+        self._curve.append(record)
+        self._sums = EpochSums()
+        return record
+
+    def progress(self, steps_per_epoch: int, total: Any) -> Progress:
+        """The state for a checkpoint; `total` sums a list of integers over the ranks."""
+        digest, bad = total([self._digest, self._bad])
+        self._last = Progress(
+            step=self.step, epoch=self.step // steps_per_epoch, digest=(self._start.digest + digest) % 2**64,
+            sums=self._sums.to_dict(), total=self._total.to_dict(), curve=self._curve, bad=self._start.bad + bad,
+            seconds=self._start.seconds + time.monotonic() - self._began)  # fmt: skip
+        return self._last
+
+    def summary(self) -> dict[str, Any]:
+        """For result.json; a run ends with a checkpoint, whose sums these are."""
+        last = replace(self._last or self._start)
+        return {
+            "data_digest": f"{last.digest:016x}", "bad_samples": last.bad, "seconds": last.seconds, "curve": last.curve,
+            "train_loss_mean": self._total.means()["loss"],
+            "images_per_second": self._images / self._train_s if self._train_s else None}  # fmt: skip
+
+
+def bad_record(bad: BadSample, split: str) -> Record:
+    """A bad sample as a record."""
+    return {"kind": "bad", "split": split, "id": bad.id, "shard": bad.shard, "key": bad.key, "reason": bad.reason,
+            "replaced_by": bad.replaced_by}  # fmt: skip
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
