@@ -121,7 +121,7 @@ def learning_rate(config: RunConfig, steps_per_epoch: int) -> Callable[[int], fl
         return schedule.build(
             optim.schedule, optim.lr, config.train.epochs * steps_per_epoch,
             warmup_steps=round(optim.warmup_epochs * steps_per_epoch), warmup_from=optim.lr * optim.warmup_start,
-            milestones=[round(m * steps_per_epoch) for m in optim.milestones], gamma=optim.gamma)  # fmt: skip
+            milestones=[round(m * steps_per_epoch) for m in optim.milestones if optim.schedule == "step"], gamma=optim.gamma)  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"optim.schedule is {optim.schedule}: {error}") from error
 

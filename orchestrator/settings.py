@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _Flags(RunConfig, BaseSettings):
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", cli_hide_none_type=True, cli_avoid_json=True, cli_implicit_flags=True,
+        frozen=True, extra="forbid", cli_hide_none_type=True, cli_avoid_json=True,
         cli_use_class_docs_for_groups=True, nested_model_default_partial_update=True)  # fmt: skip
 
     @classmethod
