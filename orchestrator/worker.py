@@ -20,11 +20,13 @@ from orchestrator.plan import Plan, counts_of, lanes_of, learning_rate, make_pla
 from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, weights_sha256
 from orchestrator.state.storage import Storage
 from orchestrator.training import loop
+from orchestrator.training.determinism import deterministic
 from orchestrator.training.evaluate import EvalSums, evaluate
 from orchestrator.training.metrics import EpochSums
 from orchestrator.training.models.resnet import build
 from orchestrator.training.models.weights import load_weights
-from orchestrator.training.step import TrainStep, check_finite
+from orchestrator.training.step import StepStats, TrainStep, check_finite, to_host
+from pipelines.augment import pca_shift
 from pipelines.batches import Batch, EvalBatches, TrainBatches
 from pipelines.dali import resolve_decode
 from pipelines.dataset import open_dataset
@@ -55,6 +57,7 @@ class Worker:
 
     def __init__(self, job: Job, context: Context, stack: ExitStack) -> None:
         self.config, self.context = job.config, context
+        deterministic(job.config.train.deterministic)
         self.dataset = open_dataset(job.config.data.root)
         self.plan = make_plan(job.config, counts_of(self.dataset))
         self.lanes = lanes_of(context.rank, context.world_size, job.config.data.lanes)
@@ -92,7 +95,15 @@ class Worker:
         self.stack.callback(batches.close)
         return loop.train(self.step, batches, learning_rate(self.config, self.plan.steps_per_epoch),
                           steps_per_epoch=self.plan.steps_per_epoch, start=start, stop=self.plan.steps,
-                          request=lambda: float(self.context.stop_asked()))  # fmt: skip
+                          request=lambda: float(self.context.stop_asked()), colour=self._colour)  # fmt: skip
+
+    def _colour(self, batch: Batch) -> torch.Tensor | None:
+        """The paper's PCA colour noise, keyed by sample as the crops are; None where it is off."""
+        std = self.config.data.pca_colour
+        if not std:
+            return None
+        shift = pca_shift(self.config.train.seed, batch.epoch, batch.ids, std)
+        return torch.from_numpy(shift).to(self.context.device, non_blocking=True)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -103,7 +114,7 @@ class Worker:
             note = load_weights(model, torch.load(self.config.model.init, weights_only=True, map_location="cpu"))
             self._say(f"weights of {self.config.model.init}: {note}")
         return TrainStep(
-            model.to(self.context.device), lanes=len(self.lanes), total_lanes=data.lanes,
+            model, lanes=len(self.lanes), total_lanes=data.lanes,
             micro_batch=self.plan.micro_batch, lanes_per_pass=train.lanes_per_pass, world_size=self.context.world_size,
             reduce=train.reduce, momentum=optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay,
             decay_norm=optim.decay_norm, label_smoothing=optim.label_smoothing, clip_norm=optim.clip_norm,
@@ -183,7 +194,8 @@ class Worker:
         data, train = self.config.data, self.config.train
         with self._eval_batches() as batches:
             sums = evaluate(self.step.model, self._named(batches), mean=data.mean, std=data.std, precision=train.precision,
-                            device=self.context.device, channels_last=train.channels_last).all_reduce()  # fmt: skip
+                            device=self.context.device, channels_last=train.channels_last,
+                            batch_size=data.eval_batch).all_reduce()  # fmt: skip
         if sums.count != self.plan.val_samples:
             raise DataError(f"evaluation counted {sums.count} of {self.plan.val_samples} validation images")
         return sums
@@ -217,10 +229,10 @@ class Tally:
     def __init__(self, start: Progress) -> None:
         self._start = start
         self.step = start.step
-        self._sums, self._total = EpochSums.from_dict(start.sums), EpochSums.from_dict(start.total)
+        self._sums, self._total = _sums(start.sums), _sums(start.total)
         self._curve = list(start.curve)
         self._digest, self._bad, self._named = 0, 0, list[BadSample]()
-        self._pending: list[torch.Tensor] = []
+        self._pending: list[StepStats] = []
         self._wait_s = self._busy_s = 0.0
         self._began = time.monotonic()
         self._images, self._train_s = 0, 0.0
@@ -228,8 +240,7 @@ class Tally:
 
     def add(self, done: loop.StepDone) -> None:
         """One step; nothing is fetched from the device."""
-        stats = done.stats
-        self._pending.append(torch.stack([v.double() for v in (stats.loss, stats.top1, stats.top5, stats.samples)]))
+        self._pending.append(done.stats)
         self._digest = (self._digest + done.digest) % 2**64
         self._bad += len(done.bad)
         self._named += done.bad
@@ -242,18 +253,18 @@ class Tally:
 
     def flush(self, done: loop.StepDone, plan: Plan, global_batch: int) -> Record:
         """Fetches the waiting steps, adds them up, and returns their mean as a record."""
-        check_finite(done.stats)
+        check_finite(done.stats, f"step {done.global_step}")
         interval, count = EpochSums(), len(self._pending)
-        for loss, top1, top5, samples in torch.stack(self._pending).tolist():
+        for numbers in to_host(self._pending):
             for sums in (interval, self._sums, self._total):
-                sums.add(loss, top1, top5, samples)
+                sums.add(**numbers)
         seconds = self._wait_s + self._busy_s
         self._images, self._train_s = self._images + count * global_batch, self._train_s + seconds
         rate = count * global_batch / max(seconds, 1e-9)
         record = {
             "kind": "progress", "time_ms": _now_ms(), "global_step": self.step, "epoch": done.epoch, "step": done.step + 1,
             "steps_per_epoch": plan.steps_per_epoch, "epochs": plan.epochs, "lr": done.lr,
-            "grad_norm": float(done.stats.grad_norm), **interval.means(), "images_per_s": rate,
+            "grad_norm": float(done.stats.grad_norm), "loss": interval.mean_loss, "top1": interval.top1_share, "top5": interval.top5_share, "images_per_s": rate,
             "data_wait": self._wait_s / max(seconds, 1e-9), "step_s": seconds / count,
             "left_s": (plan.steps - self.step) * global_batch / rate}  # fmt: skip
         self._pending, self._wait_s, self._busy_s = [], 0.0, 0.0
@@ -266,9 +277,10 @@ class Tally:
 
     def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
         """Ends the epoch's sums; returns the record for the curve."""
-        record: dict[str, Any] = {"epoch": epoch + 1} | {f"train_{k}": v for k, v in self._sums.means().items()}
+        record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": self._sums.mean_loss,
+                                  "train_top1": self._sums.top1_share}  # fmt: skip
         if sums is not None:
-            record |= {"val_loss": sums.loss, "val_top1": sums.top1 / sums.count, "val_top5": sums.top5 / sums.count}
+            record |= {"val_loss": sums.loss, "val_top1": sums.top1_share, "val_top5": sums.top5_share}
             record |= {"val_samples": sums.count, "eval_digest": f"{sums.digest:016x}"}
         self._curve.append(record)
         self._sums = EpochSums()
@@ -288,7 +300,7 @@ class Tally:
         last = replace(self._last or self._start)
         return {
             "data_digest": f"{last.digest:016x}", "bad_samples": last.bad, "seconds": last.seconds, "curve": last.curve,
-            "train_loss_mean": self._total.means()["loss"],
+            "train_loss_mean": self._total.mean_loss,
             "images_per_second": self._images / self._train_s if self._train_s else None}  # fmt: skip
 
 
@@ -296,6 +308,10 @@ def bad_record(bad: BadSample, split: str) -> Record:
     """A bad sample as a record."""
     return {"kind": "bad", "split": split, "id": bad.id, "shard": bad.shard, "key": bad.key, "reason": bad.reason,
             "replaced_by": bad.replaced_by}  # fmt: skip
+
+
+def _sums(saved: dict[str, float]) -> EpochSums:
+    return EpochSums.from_dict(saved) if saved else EpochSums()
 
 
 def _now_ms() -> int:

@@ -38,7 +38,7 @@ def preflight(nodes: list[Node], data_root: str, storage: Storage) -> str | None
     try:
         reports = _ask(nodes, data_root, storage.place, probe)
     finally:
-        storage.delete(probe)
+        storage.remove(probe)
     _refuse("data.root", data_root, [r.address for r in reports if not r.data], "is not there")
     _refuse("cluster.storage", storage.place, [r.address for r in reports if not r.storage], "is not shared")
     for what in ("python", "torch"):

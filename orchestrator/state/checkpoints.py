@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -77,8 +78,9 @@ class Checkpoints:
             files = self._verified(name)
             progress = Progress(**json.loads(files["progress.json"]))
             tensors = torch.load(io.BytesIO(files["tensors.pt"]), weights_only=True, map_location="cpu")
-        except (ValueError, KeyError, TypeError) as error:
-            self._warn(f"checkpoint {name} is damaged ({error}); using the one before it")
+        except (ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._warn(f"checkpoint {name} is damaged ({cause}); using the one before it")
             return None
         return Checkpoint(name, tensors, progress)
 
@@ -94,8 +96,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for name in self.names()[: -self._keep]:
-            self._storage.delete(f"{name}/{MANIFEST}")  # first: a half-deleted one must not look whole
-            self._storage.delete(name)
+            self._storage.remove(f"{name}/{MANIFEST}")  # first: a half-deleted one must not look whole
+            self._storage.remove_all(name)
 
 
 class BackgroundSaver:

@@ -53,10 +53,19 @@ class Storage:
         except (OSError, BaseError) as error:
             raise ClusterError(_sentence("listed", self.place, prefix, error)) from error
 
-    def delete(self, prefix: str) -> None:
+    def remove(self, name: str) -> None:
+        """One object; nothing happens where there is none."""
+        try:
+            obstore.delete(self._store, name)
+        except FileNotFoundError:
+            return
+        except (OSError, BaseError) as error:
+            raise ClusterError(_sentence("removed", self.place, name, error)) from error
+
+    def remove_all(self, prefix: str) -> None:
         """All objects below `prefix`."""
         for name in self.names(prefix):
-            obstore.delete(self._store, name)
+            self.remove(name)
 
 
 def _open(place: str) -> ObjectStore:

@@ -1,0 +1,72 @@
+"""Scores weights exactly: `python -m jobs.evaluate --run a` or `--weights resnet50.pth --recipe tv1 --data DATASET`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import edge
+from orchestrator import settings
+from orchestrator.config import RunConfig
+from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from orchestrator.scoring import Score
+
+USAGE = "python -m jobs.evaluate (--run NAME | --weights FILE [--recipe NAME]) [--data DATASET] [--json FILE] [settings]"
+
+
+def main(argv: list[str]) -> int:
+    """Exit codes: 0 scored, 2 setting, 3 data."""
+    own = settings.parser("Scores weights: each validation image once, the protocol beside the number.", USAGE)
+    own.add_argument("--run", metavar="NAME", help="a run in cluster.storage: its settings and newest checkpoint")
+    own.add_argument("--weights", metavar="FILE", help="a state dict with torchvision's names; say the net with --model.*")
+    own.add_argument("--data", metavar="DATASET", help="another dataset than the settings name")
+    own.add_argument("--json", type=Path, metavar="FILE", help="write the score there as well")
+    surroundings = settings.Edge.of_environment()
+    args, config = settings.load(argv, own, surroundings)
+    if bool(args.run) == bool(args.weights):
+        raise ConfigError("one of --run NAME and --weights FILE is needed")
+    found = _score(args.run, args.weights, args.data, config, surroundings)
+    edge.say(table(found))
+    if args.json:
+        args.json.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+    return 0
+
+
+def _score(run: str | None, weights: str | None, data: str | None, config: RunConfig, at: settings.Edge) -> "Score":
+    import torch
+
+    from orchestrator import scoring
+
+    state: dict[str, torch.Tensor]
+    if run:
+        config = scoring.config_of_run(config, run)
+        state = scoring.weights_of_run(config)
+    else:
+        state = scoring.weights_of_file(str(weights))
+    if data:
+        config = settings.resolve(config.replace({"data.root": data}), at)
+    if not Path(config.data.root).exists():
+        raise ConfigError(f"data.root is {config.data.root}, which does not exist; name a dataset with --data")
+    device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")
+    return scoring.score(config, state, device)
+
+
+def table(score: "Score") -> str:
+    """The score for a person."""
+    rows = {
+        "top-1": f"{score.top1:.3%}  (error {1 - score.top1:.3%})",
+        "top-5": f"{score.top5:.3%}  (error {1 - score.top5:.3%})",
+        "loss": f"{score.loss:.4f} nat",
+        "images": f"{score.samples:,}, each once; {score.bad_samples} bad ones replaced; id digest {score.id_digest}",
+        "protocol": f"short side {score.resize} px, centre crop {score.crop} px, {score.decode} decode, {score.precision}",
+        "weights": f"sha256 {score.weights_sha256}",
+        "dataset": f"digest {score.dataset_digest}",
+    }
+    return score.net + "\n" + "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    edge.run(main)

@@ -1,0 +1,112 @@
+"""Exact evaluation of weights on a dataset, in one process: each validation image once, the protocol beside the number."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from orchestrator.config import RunConfig
+from orchestrator.plan import counts_of
+from orchestrator.state.checkpoints import Checkpoints, weights_sha256
+from orchestrator.state.records import settings_of
+from orchestrator.state.storage import Storage
+from orchestrator.training.evaluate import evaluate
+from orchestrator.training.models.resnet import build
+from orchestrator.training.models.weights import load_weights
+from pipelines.batches import EvalBatches
+from pipelines.dali import resolve_decode
+from pipelines.dataset import Dataset, open_dataset
+from pipelines.errors import ConfigError, DataError
+from pipelines.quarantine import Quarantine
+from pipelines.reader import Reader
+
+
+@dataclass(frozen=True)
+class Score:
+    """What `jobs.evaluate` reports. Accuracies are fractions."""
+
+    net: str
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+    id_digest: str  # of (slot, sample id, bytes): equal digests mean that equal images were scored
+    resize: int  # short side, px (bilinear, antialiased, as torchvision's Resize)
+    crop: int  # centre crop, px
+    decode: str
+    precision: str
+    bad_samples: int
+    weights_sha256: str
+    dataset_digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.device) -> Score:
+    """Scores the net that `config` describes with the weights `state` on the validation split of data.root."""
+    dataset, data = open_dataset(config.data.root), config.data
+    arch = config.model.arch(counts_of(dataset).classes)
+    model = build(arch, seed=0)
+    _same_classes(model.state_dict(), state, len(dataset.classes))
+    load_weights(model, state)
+    model.to(device)
+    decode = resolve_decode(data.decode, device.type == "cuda")
+    bad: set[int] = set()
+    with _batches(config, dataset, device, decode) as batches:
+        sums = evaluate(model, _counting(batches, bad), data.mean, data.std, precision=config.train.precision,
+                        device=device, channels_last=config.train.channels_last, batch_size=data.eval_batch)  # fmt: skip
+    if sums.count != dataset.splits["val"].samples:
+        raise DataError(f"evaluation counted {sums.count} of {dataset.splits['val'].samples} validation images")
+    return Score(arch.name, sums.top1_share, sums.top5_share, sums.loss, sums.count, f"{sums.digest:016x}",
+                 data.eval_resize, data.eval_size, decode, config.train.precision, len(bad),
+                 weights_sha256(model.state_dict()), dataset.digest)  # fmt: skip
+
+
+def weights_of_file(path: str) -> dict[str, torch.Tensor]:
+    """A state dict from a file; nothing in it is executed. Raises ConfigError where it is none."""
+    try:
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds; each means the same to the user
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"weights file {path} cannot be read: {cause}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"weights file {path} holds a {type(loaded).__name__}; a state dict is needed")
+    return loaded
+
+
+def config_of_run(config: RunConfig, name: str) -> RunConfig:
+    """The settings of the run `name` in config's storage; where things are and what they use is config's own."""
+    run = settings_of(Storage(f"{config.cluster.storage}/{name}"), name)
+    return run.replace({"name": name, "cluster.storage": config.cluster.storage, "cluster.device": config.cluster.device,
+                        "data.decode": config.data.decode, "data.threads": config.data.threads})  # fmt: skip
+
+
+def weights_of_run(config: RunConfig) -> dict[str, torch.Tensor]:
+    """The newest whole checkpoint's weights. Raises DataError where there is none."""
+    found = Checkpoints(Storage(config.folder()), config.train.keep).latest()
+    if found is None:
+        raise DataError(f"run '{config.name}' has no checkpoint in {config.folder()}")
+    return dict(found.tensors["model"])
+
+
+def _same_classes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], classes: int) -> None:
+    head = next((state[n] for n in ("fc.weight", "module.fc.weight") if n in state), None)
+    if head is not None and head.shape[0] != own["fc.weight"].shape[0]:
+        raise ConfigError(f"the weights are for {head.shape[0]} classes, the dataset has {classes}; a new head would score "
+                          f"at chance: evaluate on the dataset that they were trained on")  # fmt: skip
+
+
+def _batches(config: RunConfig, dataset: Dataset, device: torch.device, decode: str) -> EvalBatches:
+    data, threads = config.data, config.data.threads or config.cluster.cpus_per_worker
+    samples = dataset.splits["val"].samples
+    return EvalBatches(Reader(dataset, "val", threads), range(samples), resize=data.eval_resize, size=data.eval_size,
+                       batch_size=data.eval_batch, device=device, decode=decode, threads=threads,
+                       quarantine=Quarantine(int(data.max_bad * samples)))  # fmt: skip
+
+
+def _counting(batches: EvalBatches, bad: set[int]) -> Any:
+    for batch in batches:
+        bad.update(b.id for b in batch.bad)
+        yield batch
