@@ -70,7 +70,8 @@ def norms(model: nn.Module) -> list[LaneBatchNorm2d]:
 def set_lanes(layers: Sequence[LaneBatchNorm2d], lanes: int, *, interleaved: bool) -> None:
     """Say how many lanes the next training passes hold, and how they lie in the batch."""
     for layer in layers:
-        if layer.lane_mean.numel() < lanes * layer.num_features or layer.lane_mean.device != layer.weight.device:
+        room, weight = layer.lane_mean, layer.weight
+        if room.numel() < lanes * weight.numel() or (room.device, room.dtype) != (weight.device, weight.dtype):
             layer.reserve(lanes)
         layer.lanes, layer.interleaved = lanes, interleaved
 

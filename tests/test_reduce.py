@@ -1,0 +1,142 @@
+"""Sums over lanes: what each way promises, between real processes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.training.reduce import fixed_point_sum
+from tests.ranks import on_ranks
+from tests.small import NET, batch, build, make_step, normalised, run, sha256, share, with_plain_norms
+
+LANES = 8
+WAYS = ["fast", "ordered", "exact"]
+
+
+def lane_values(seed, lanes, sizes):
+    """Numbers like gradients: each tensor at a magnitude of its own, from 1e-30 to 1e30."""
+    rng = np.random.default_rng(seed)
+    scales = 10.0 ** rng.uniform(-30, 30, len(sizes))
+    columns = [rng.normal(size=(lanes, n)) * scale for n, scale in zip(sizes, scales, strict=True)]
+    return torch.from_numpy(np.concatenate(columns, axis=1)).float()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9), st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_fixed_point_sum_knows_no_order_and_is_finer_than_float(seed, lanes, sizes):
+    values = lane_values(seed, lanes, sizes)
+    total = fixed_point_sum(values, sizes, lanes, 1)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(lanes))
+    assert torch.equal(total, fixed_point_sum(values[order], sizes, lanes, 1))
+    exact = [math.fsum(column) for column in values.double().T.tolist()]
+    largest = torch.repeat_interleave(
+        torch.stack([part.abs().max() for part in values.split(sizes, dim=1)]), torch.tensor(sizes)
+    )
+    error = (total.double() - torch.tensor(exact, dtype=torch.float64)).abs()
+    # half a unit of float32 in the sum itself, and 2**-50 of the tensor's largest value for the rounding of the lanes
+    assert (error <= total.double().abs() * 2**-24 + largest.double() * 2**-50 + 1e-45).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_no_number_poisons_its_tensor_and_no_other(value):
+    values = torch.ones(3, 5)
+    values[1, 2] = value
+    total = fixed_point_sum(values, [2, 3], 3, 1)
+    assert total[:2].tolist() == [3.0, 3.0]
+    assert total[2:].isnan().all()
+
+
+def test_fixed_point_sum_of_extremes():
+    largest = torch.finfo(torch.float32).max
+    values = torch.tensor([[0.0, 1e-45, largest, 1.0], [0.0, 1e-45, -largest, -1.0]])
+    assert fixed_point_sum(values, [1, 1, 1, 1], 2, 1).tolist() == pytest.approx([0.0, 2.8e-45, 0.0, 0.0], rel=0.01)
+
+
+# --- between processes ------------------------------------------------------------------------------------------------
+
+
+def one_step(rank, world_size, way, per_pass):
+    """The state, the gradients and the numbers after one step of this rank."""
+    rows = share(rank, world_size, LANES)
+    lanes = (rows.stop - rows.start) // 6
+    step = make_step(lanes, total_lanes=LANES, world_size=world_size, reduce=way, lanes_per_pass=per_pass)
+    images, labels = batch(0, LANES)
+    stats = step(images[rows], labels[rows], 0.1, request=float(rank))
+    gradients = {name: p.grad.numpy().copy() for name, p in step.model.named_parameters()}
+    numbers = {
+        name: getattr(stats, name).item() for name in ("loss", "top1", "top5", "samples", "grad_norm", "request")
+    }
+    return gradients, numbers, {name: t.numpy() for name, t in step.model.state_dict().items()}
+
+
+def expected_gradients():
+    """The mean over lanes of plain backward passes with torch's own BatchNorm, and the mean statistics of its first."""
+    images, labels = batch(0, LANES)
+    model = with_plain_norms(build(NET, 0), momentum=1.0)
+    losses, means, variances = [], [], []
+    for x, y in zip(normalised(images).chunk(LANES), labels.chunk(LANES), strict=True):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        (loss / LANES).backward()
+        losses.append(loss.item())
+        means.append(model.bn1.running_mean.clone())
+        variances.append(model.bn1.running_var.clone())
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    return gradients, np.mean(losses), sum(means) / LANES, sum(variances) / LANES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_gradient_is_the_mean_over_lanes(way, world_size):
+    """Eight lanes over three ranks are 3, 3 and 2; with two lanes a pass a rank synchronises in its last pass only."""
+    gradients, loss, mean, variance = expected_gradients()
+    ranks = on_ranks(world_size, one_step, way, 0 if way == "exact" else 2)
+    for own, numbers, state in ranks:
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(own[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+        assert numbers["loss"] == pytest.approx(loss, rel=1e-6)
+        assert numbers["samples"] == LANES * 6
+        assert numbers["request"] == sum(range(world_size))
+        np.testing.assert_allclose(state["bn1.running_mean"], 0.1 * mean, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(state["bn1.running_var"], 0.9 + 0.1 * variance, rtol=1e-5)
+        assert state["bn1.num_batches_tracked"] == 1
+    first = ranks[0]
+    for other in ranks[1:]:  # and all ranks hold the same bits
+        assert other[1] == first[1]
+        assert all(np.array_equal(first[2][name], other[2][name]) for name in first[2])
+
+
+def several_steps(rank, world_size, way, per_pass, cuts):
+    """sha256 after six steps, begun anew from the saved state at each cut."""
+    rows = share(rank, world_size, LANES)
+    settings = {"total_lanes": LANES, "world_size": world_size, "reduce": way, "lanes_per_pass": per_pass}
+    state = None
+    for first, last in zip([0, *cuts], [*cuts, 6], strict=True):
+        step = make_step((rows.stop - rows.start) // 6, seed=first, **settings)  # weights come from the state alone
+        if state is not None:
+            step.load_state_dict(state)
+        run(step, first, last, LANES, rows)
+        state = step.state_dict()
+    return sha256(step.model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_resumed_run_ends_with_the_same_bits(way):
+    """Three ranks: with two DDP's trap does not show, since two numbers add up alike in either order."""
+    undisturbed = on_ranks(3, several_steps, way, 0, [])
+    resumed = on_ranks(3, several_steps, way, 0, [3])
+    assert len({*undisturbed, *resumed}) == 1
+
+
+@pytest.mark.slow
+def test_exact_gives_the_same_bits_at_any_number_of_workers():
+    hashes = [on_ranks(world_size, several_steps, "exact", 0, []) for world_size in (1, 2, 3)]
+    assert len({value for ranks in hashes for value in ranks}) == 1
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(ValueError, match="reduce is 'quick'; allowed: fast, ordered, exact"):
+        make_step(1, reduce="quick")
