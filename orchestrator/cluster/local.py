@@ -196,7 +196,7 @@ def mlflow_command(cluster: Cluster) -> list[str]:
     """The tracking server: one worker, runs in SQLite, artifacts in a folder."""
     return [sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={cluster.ports['mlflow']}", "--workers=1",
             f"--backend-store-uri=sqlite:///{cluster.home / 'mlflow.db'}",
-            f"--artifacts-destination={cluster.home / 'mlartifacts'}"]  # fmt: skip
+            f"--default-artifact-root={cluster.home / 'mlartifacts'}"]  # fmt: skip
 
 
 def environment(cluster: Cluster, shell: Mapping[str, str]) -> dict[str, str]:

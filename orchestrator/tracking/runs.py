@@ -1,0 +1,93 @@
+"""A run in MLflow, opened by the driver before any worker starts."""
+
+import getpass
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.tracking import views
+from orchestrator.tracking.outbox import MemoryOutbox, Outbox
+from orchestrator.tracking.records import DatasetRef, File, Metric, Status, Tags, Tracker
+from orchestrator.tracking.sender import Sender, log
+from orchestrator.tracking.server import Server
+
+NOTE = 8000  # characters of a tag
+
+
+class MlflowTracker:
+    """Records go to an outbox, and from there to MLflow in a thread of their own; see Tracker."""
+
+    def __init__(
+        self, server: Server, experiment_id: str, run_id: str, reached: Mapping[str, int], outbox: Outbox
+    ) -> None:
+        self._server, self._experiment_id, self._outbox = server, experiment_id, outbox
+        self._reached = dict(reached)
+        self.run_id: str | None = run_id
+        self.url = views.run_url(server.shown, experiment_id, run_id) if server.is_http else None
+        self._sender = Sender(outbox, lambda records: server.deliver(run_id, records), f"MLflow at {server.shown}")
+
+    def metrics(self, points: Sequence[Metric]) -> None:
+        """Adds points; steps up to the highest one seen are left out, for each key."""
+        fresh = [point for point in points if point.step > self._reached.get(point.key, -1)]
+        for point in fresh:
+            self._reached[point.key] = max(point.step, self._reached.get(point.key, -1))
+        self._outbox.put(fresh)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self._outbox.put([Tags(dict(values))])
+
+    def note(self, markdown: str) -> None:
+        """The description on the run's page."""
+        self.tags({"mlflow.note.content": markdown[:NOTE]})
+
+    def file(self, path: Path, name: str) -> None:
+        """Keeps a small file under `name`."""
+        self._outbox.put([File(name, path.read_bytes())])
+
+    def view(self, name: str, run_ids: Sequence[str]) -> str | None:
+        """A saved view, or the plain link where it cannot be saved."""
+        if not self._server.is_http:
+            return None
+        try:
+            views.save(self._server.client, self._experiment_id, name, run_ids)
+        except Exception as error:
+            log.warning("the view '%s' could not be saved: %s", name, error)
+            return views.plain_url(self._server.shown, self._experiment_id, run_ids)
+        return views.view_url(self._server.shown, self._experiment_id, name)
+
+    def finish(self, status: str, timeout_s: float = 15.0) -> int:
+        """Ends the run, after what waits to be sent."""
+        self._outbox.put([Status(status, time.time_ns() // 1_000_000)])
+        return self._sender.close(timeout_s)
+
+
+def open_tracker(uri: str, experiment: str, name: str, *, run_id: str | None = None, parent_id: str | None = None,
+                 params: Mapping[str, str], tags: Mapping[str, str], dataset: DatasetRef | None = None,
+                 outbox: Outbox | None = None) -> Tracker:  # fmt: skip
+    """Opens a run, or goes on with `run_id`; makes schema and experiment where they are missing. For the driver only.
+
+    A parameter of MLflow never changes: where one differs on going on, the new value becomes the tag `now.<name>`.
+    Raises ClusterError where the server does not answer (within 10 s) or fails, ConfigError for a URI, run or
+    experiment that cannot be used.
+    """
+    server = Server(uri)
+    tags = (
+        {"mlflow.source.type": "JOB"} | _user() | ({"mlflow.parentRunId": parent_id} if parent_id else {}) | dict(tags)
+    )
+    if run_id is None:
+        experiment_id, reached = server.experiment(experiment), dict[str, int]()
+        run_id = server.new_run(experiment_id, name, tags)
+        server.describe(run_id, dict(params), dataset)
+    else:
+        experiment_id, old, reached = server.reopen(run_id)
+        tags |= {f"now.{k}": v for k, v in params.items() if old.get(k, v) != v}
+        server.describe(run_id, {k: v for k, v in params.items() if k not in old}, None, tags)
+    return MlflowTracker(server, experiment_id, run_id, reached, outbox or MemoryOutbox())
+
+
+def _user() -> dict[str, str]:
+    with suppress(OSError, KeyError):  # a container may know no user
+        return {"mlflow.user": getpass.getuser()}
+    return {}

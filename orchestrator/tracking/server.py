@@ -1,0 +1,275 @@
+"""The door to MLflow: every call to it, and what its failures mean. mlflow (1.5 s to import) is loaded on first use."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.tracking.records import DatasetRef, File, Metric, Record, Status, Tags
+from orchestrator.tracking.sender import Refused, Unreachable
+from pipelines.errors import ClusterError, ConfigError
+
+PROBE_S = 6.0  # for an answer at the start; with the requests after it, a dead server is known within 10 s
+REQUEST_S = 10  # later, when nobody waits
+ITEMS = 100  # tags or params in one request
+DIGEST = 36  # characters of a dataset's digest
+# Trying again cannot help: the request itself is wrong, or what it is about is gone.
+PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+}
+
+
+class Server:
+    """MLflow at one URI. Methods raise ClusterError or ConfigError at the start of a run (`open_*`), and Unreachable or
+    Refused in `deliver`."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.shown = uri, without_password(uri)
+        _check(uri)
+        if self.is_http:
+            _probe(uri, self.shown)
+        with self._opening():
+            self.client = _client(uri)
+
+    @property
+    def is_http(self) -> bool:
+        """Whether there is a server with pages to link to."""
+        return self.uri.startswith(("http://", "https://"))
+
+    def experiment(self, name: str) -> str:
+        """The experiment's id; made where there is none, as is the database's schema."""
+        with self._opening(), _alone(self.uri):
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                return self._new_experiment(name)
+        if found.lifecycle_stage != "active":
+            raise ConfigError(f"tracking.experiment '{name}' was deleted at {self.shown}; restore it (mlflow experiments "
+                              f"restore --experiment-id {found.experiment_id}) or name another")  # fmt: skip
+        return str(found.experiment_id)
+
+    def _new_experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self.client.get_experiment_by_name(name).experiment_id)  # another driver was faster
+
+    def new_run(self, experiment_id: str, name: str, tags: dict[str, str]) -> str:
+        """A new run's id."""
+        with self._opening():
+            return str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+
+    def reopen(self, run_id: str) -> tuple[str, dict[str, str], dict[str, int]]:
+        """Sets an existing run RUNNING; returns its experiment, its params, and the last step of each of its metrics."""
+        with self._opening(
+            missing=f"run {run_id} is not at {self.shown}; set tracking.uri to where the run was started"
+        ):
+            run = self.client.get_run(run_id)
+            if run.info.lifecycle_stage != "active":
+                raise ConfigError(f"MLflow run {run_id} was deleted at {self.shown}; restore it (mlflow runs restore "
+                                  f"--run-id {run_id}) or take another --name")  # fmt: skip
+            steps = {key: max(m.step for m in self.client.get_metric_history(run_id, key)) for key in run.data.metrics}
+            self.client.update_run(run_id, status="RUNNING")
+        return str(run.info.experiment_id), dict(run.data.params), steps
+
+    def describe(self, run_id: str, params: dict[str, str], dataset: DatasetRef | None,
+                 tags: dict[str, str] | None = None) -> None:  # fmt: skip
+        """Params, tags and dataset input of a run."""
+        with self._opening():
+            self._log(run_id, params=params, tags=tags)
+            if dataset is not None:
+                self.client.log_inputs(run_id, datasets=[_dataset(dataset)])
+
+    def deliver(self, run_id: str, records: Sequence[Record]) -> None:
+        """Sends records; a second time does no harm. Raises Unreachable, or Refused with what will never be taken."""
+        points = [r for r in records if isinstance(r, Metric)]
+        tags = [pair for r in records if isinstance(r, Tags) for pair in r.values.items()]
+        refused = in_batches(lambda part: self._send(run_id, metrics=_points(part)), points, len(points))
+        refused += in_batches(lambda part: self._send(run_id, tags=dict(part)), tags, ITEMS)
+        for record in records:
+            if isinstance(record, File):
+                refused += in_batches(lambda part: self._upload(run_id, part[0]), [record], 1)
+            if isinstance(record, Status):
+                refused += in_batches(lambda part: self._terminate(run_id, part[0]), [record], 1)
+        if refused:
+            raise Refused("; ".join(refused))
+
+    def _send(self, run_id: str, **items: Any) -> None:
+        with _sending():
+            self._log(run_id, **items)
+
+    def _terminate(self, run_id: str, end: Status) -> None:
+        with _sending():
+            self.client.set_terminated(run_id, end.status, end_time=end.timestamp_ms)
+
+    def _upload(self, run_id: str, file: File) -> None:
+        """Artifacts may lie elsewhere than the server, so a failure of theirs must not hold up what comes after."""
+        name = Path(file.name)
+        with _sending(artifacts=True), tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, name.name)
+            local.write_bytes(file.content)
+            self.client.log_artifact(run_id, str(local), str(name.parent) if name.parent.name else None)
+
+    def _log(self, run_id: str, metrics: Sequence[Any] = (), tags: dict[str, str] | None = None,
+             params: dict[str, str] | None = None) -> None:  # fmt: skip
+        from mlflow.entities import Param, RunTag
+
+        if metrics:
+            self.client.log_batch(run_id, metrics=metrics)
+        for part in _parts(list((tags or {}).items())):
+            self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in part])
+        for part in _parts(list((params or {}).items())):
+            self.client.log_batch(run_id, params=[Param(k, v) for k, v in part])
+
+    @contextlib.contextmanager
+    def _opening(self, missing: str = "") -> Iterator[None]:
+        """Failures while a run is opened are the user's to know, in a sentence without the password."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise ConfigError(f"MLflow {missing}") from error
+            cause = str(error).split("\n")[0].replace(self.uri, self.shown)[:300]
+            raise ClusterError(
+                f"MLflow at {self.shown} fails: {cause}; look at the server, or set tracking.uri"
+            ) from error
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown: user and password are left out."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def in_batches(send: Callable[[list[Any]], None], items: list[Any], size: int) -> list[str]:
+    """Sends `items`, `size` at a time; halves what is refused until the culprits are found. Returns why they were."""
+    refused = []
+    for part in _parts(items, size):
+        try:
+            send(part)
+        except Refused as error:
+            refused += [str(error)] if len(part) == 1 else in_batches(send, part, (len(part) + 1) // 2)
+    return refused
+
+
+def _parts(items: list[Any], size: int = ITEMS) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)] if items else []
+
+
+def _check(uri: str) -> None:
+    scheme = uri.partition(":")[0]
+    if scheme == "sqlite" and not uri.startswith("sqlite:////"):
+        raise ConfigError(f"tracking.uri is {uri}; an absolute path is needed (sqlite:////home/me/mlflow.db): a job "
+                          f"runs in another folder")  # fmt: skip
+    if scheme.partition("+")[0] not in ("http", "https", "sqlite", "postgresql", "mysql"):
+        raise ConfigError(f"tracking.uri is {without_password(uri)}; use http(s)://HOST:PORT of an MLflow server, or "
+                          f"sqlite:////ABSOLUTE/mlflow.db (MLflow's plain folders are out of service)")  # fmt: skip
+
+
+def _probe(uri: str, shown: str) -> None:
+    """Whether the server answers at all. In a thread: no timeout covers a name that does not resolve."""
+    failure: list[str] = [f"no answer within {PROBE_S:.0f} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(f"{shown.rstrip('/')}/health", timeout=PROBE_S).close()
+        except urllib.error.HTTPError as error:
+            failure[:] = [f"status {error.code}"] if error.code >= 500 else []
+        except (OSError, ValueError) as error:
+            failure[:] = [str(getattr(error, "reason", error))]
+        else:
+            failure.clear()
+
+    thread = threading.Thread(target=ask, name="skiplane-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_S + 1)
+    if failure:
+        raise ClusterError(f"MLflow at {shown} does not answer ({failure[0]}); start it (python -m jobs.local up), correct "
+                           f"tracking.uri or MLFLOW_TRACKING_URI, or set tracking.uri to off")  # fmt: skip
+
+
+def _client(uri: str) -> Any:
+    """A client that gives up at once: trying again is the sender's work, with its own pauses."""
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_S)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if uri.startswith("sqlite:"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with _alone(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time makes a SQLite schema: of six that tried together, five died."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    with open(uri.removeprefix("sqlite:///") + ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _artifacts(uri: str) -> str | None:
+    """Beside a SQLite file: MLflow's own choice would be the current folder. A server has its own place."""
+    if not uri.startswith("sqlite:"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts").as_uri()
+
+
+def _points(metrics: list[Metric]) -> list[Any]:
+    from mlflow.entities import Metric as Point
+
+    return [Point(m.key, m.value, m.timestamp_ms, m.step) for m in metrics]
+
+
+def _dataset(ref: DatasetRef) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    kind = ref.source.partition("://")[0] if "://" in ref.source else "local"
+    entity = Dataset(ref.name, ref.digest[:DIGEST], kind, json.dumps({"uri": ref.source}))
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+
+
+@contextlib.contextmanager
+def _sending(artifacts: bool = False) -> Iterator[None]:
+    """Sorts MLflow's failures into those that pass and those that stay."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise (Refused if error.error_code in PERMANENT else Unreachable)(_line(error)) from error
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise Unreachable(_line(error)) from error
+    except Exception as error:
+        raise (Refused if artifacts else Unreachable)(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
