@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,6 +49,7 @@ def _receive(receive: Connection, rank: int) -> Any:
 
 def _rank(rank: int, world_size: int, meet: str, send: Connection, work: Callable[..., Any], args: Any) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests' own process
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if world_size > 1:
         dist.init_process_group("gloo", init_method=Path(meet).as_uri(), rank=rank, world_size=world_size)

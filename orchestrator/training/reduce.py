@@ -27,7 +27,6 @@ class Reduction(Protocol):
     """One way of summing. `scale` is what a pass's sum of its lanes' mean losses is multiplied with."""
 
     scale: float
-    one_lane_a_pass: bool
 
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -60,15 +59,13 @@ def reduction(way: Way, model: nn.Module, forward: nn.Module, total_lanes: int, 
 class FastReduce:
     """DDP: every rank synchronises once a step, in its last pass, however many lanes it plays."""
 
-    one_lane_a_pass = False
-
     def __init__(self, forward: nn.Module, total_lanes: int, world_size: int) -> None:
         # DDP divides by the number of ranks; the mean over lanes divides by the number of lanes.
         self.scale = world_size / total_lanes
         self._ddp: DistributedDataParallel | None = None
         if world_size > 1:
             # Buffers are ours: the step moves them alike on all ranks.
-            self._ddp = DistributedDataParallel(forward, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._ddp = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
         self._forward = self._ddp or forward
         self._statistics: Tensor | None = None
         self._work: dist.Work | None = None
@@ -99,8 +96,6 @@ class FastReduce:
 
 class OrderedReduce:
     """Each rank adds one slice of all ranks' sums, in rank order, and hands its slice round."""
-
-    one_lane_a_pass = False
 
     def __init__(self, model: nn.Module, forward: nn.Module, total_lanes: int, world_size: int) -> None:
         self.scale = 1 / total_lanes
@@ -135,7 +130,7 @@ class OrderedReduce:
         mine = parts[0].clone()
         for part in parts[1:]:
             mine += part
-        dist.all_gather_into_tensor(padded, mine)
+        dist.all_gather(list(padded.view(self._world_size, share)), mine)
         return padded[: values.numel()]
 
 
@@ -147,7 +142,6 @@ class ExactReduce:
     becomes NaN as a whole, which `check_finite` finds.
     """
 
-    one_lane_a_pass = True
     scale = 1.0
 
     def __init__(self, model: nn.Module, forward: nn.Module, total_lanes: int, world_size: int) -> None:

@@ -71,12 +71,12 @@ class TrainStep:
         compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.passes = _passes(lanes, total_lanes, lanes_per_pass, world_size, one=reduce == "exact")
         device = torch.device(device)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=layout).train()  # type: ignore[call-overload]
         forward = cast(nn.Module, torch.compile(self.model)) if compile else self.model
         self.reduction = reduction(reduce, self.model, forward, total_lanes, world_size)
-        self.passes = _passes(lanes, total_lanes, lanes_per_pass, world_size, self.reduction.one_lane_a_pass)
         self.optimizer = torch.optim.SGD(
             _groups(self.model, weight_decay, decay_norm), lr=0.0, momentum=momentum, nesterov=nesterov, fused=True
         )
@@ -203,7 +203,7 @@ def to_host(stats: Sequence[StepStats]) -> list[dict[str, float]]:
     return [dict(zip(names, row, strict=True)) for row in values]
 
 
-def _passes(lanes: int, total_lanes: int, per_pass: int, world_size: int, one: bool) -> tuple[int, ...]:
+def _passes(lanes: int, total_lanes: int, per_pass: int, world_size: int, *, one: bool) -> tuple[int, ...]:
     """Lanes of each pass: (3, 3, 1) for 7 lanes, 3 a pass."""
     if not 1 <= lanes <= total_lanes - (world_size - 1):
         raise ValueError(f"{lanes} lanes of {total_lanes} for one of {world_size} ranks; each rank plays at least one")
