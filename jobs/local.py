@@ -18,8 +18,8 @@ def main(argv: list[str]) -> int:
     home = Edge.of_environment().home.resolve()
     if args.command == "up":
         if args.host != local.HOST:
-            raise ConfigError(f"--host is {args.host}; a local cluster listens on {local.HOST} alone, because MLflow asks "
-                              f"nobody for a password; reach it from elsewhere by ssh -L")  # fmt: skip
+            raise ConfigError(f"--host is {args.host}; a local cluster listens on {local.HOST} alone, because MLflow "
+                              f"asks nobody for a password; reach it from elsewhere by ssh -L")  # fmt: skip
         asked = {name: port for name in local.DEFAULT_PORTS if (port := getattr(args, f"{name}_port"))}
         local.up(home, asked, edge.say)
     elif args.command == "down":

@@ -29,7 +29,7 @@ VANISHING = (psutil.Error, OSError)
 
 @dataclass(frozen=True)
 class Started:
-    """One service that was started. `created` is the process's creation time, seconds since 1970, as psutil gives it."""
+    """One service that was started. `created`: the process's creation time as psutil gives it, seconds since 1970."""
 
     pid: int
     created: float
@@ -73,7 +73,8 @@ def holder(port: int) -> str | None:
     if _free(port):
         return None
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
+        if listens and connection.pid:
             return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return "a process of another user"
 

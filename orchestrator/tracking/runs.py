@@ -51,11 +51,11 @@ class MlflowTracker:
         if not self._server.is_http:
             return None
         try:
-            views.save(self._server.client, self._experiment_id, name, run_ids)
+            key = views.save(self._server.client, self._experiment_id, name, run_ids)
         except Exception as error:
             log.warning("the view '%s' could not be saved: %s", name, error)
             return views.plain_url(self._server.shown, self._experiment_id, run_ids)
-        return views.view_url(self._server.shown, self._experiment_id, name)
+        return views.view_url(self._server.shown, self._experiment_id, key)
 
     def finish(self, status: str, timeout_s: float = 15.0) -> int:
         """Ends the run, after what waits to be sent."""

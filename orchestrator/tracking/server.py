@@ -6,19 +6,15 @@ import json
 import logging
 import os
 import tempfile
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from orchestrator.tracking.address import check, probe, without_password
 from orchestrator.tracking.records import DatasetRef, File, Metric, Record, Status, Tags
 from orchestrator.tracking.sender import Refused, Unreachable
 from pipelines.errors import ClusterError, ConfigError
 
-PROBE_S = 6.0  # for an answer at the start; with the requests after it, a dead server is known within 10 s
 REQUEST_S = 10  # later, when nobody waits
 ITEMS = 100  # tags or params in one request
 DIGEST = 36  # characters of a dataset's digest
@@ -28,7 +24,6 @@ PERMANENT = {
     "RESOURCE_DOES_NOT_EXIST",
     "BAD_REQUEST",
     "INVALID_STATE",
-    "RESOURCE_ALREADY_EXISTS",
 }
 
 
@@ -38,9 +33,9 @@ class Server:
 
     def __init__(self, uri: str) -> None:
         self.uri, self.shown = uri, without_password(uri)
-        _check(uri)
+        check(uri)
         if self.is_http:
-            _probe(uri, self.shown)
+            probe(uri)
         with self._opening():
             self.client = _client(uri)
 
@@ -56,8 +51,10 @@ class Server:
             if found is None:
                 return self._new_experiment(name)
         if found.lifecycle_stage != "active":
-            raise ConfigError(f"tracking.experiment '{name}' was deleted at {self.shown}; restore it (mlflow experiments "
-                              f"restore --experiment-id {found.experiment_id}) or name another")  # fmt: skip
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise ConfigError(
+                f"tracking.experiment '{name}' was deleted at {self.shown}; restore it ({restore}) or name another"
+            )
         return str(found.experiment_id)
 
     def _new_experiment(self, name: str) -> str:
@@ -76,7 +73,7 @@ class Server:
             return str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
     def reopen(self, run_id: str) -> tuple[str, dict[str, str], dict[str, int]]:
-        """Sets an existing run RUNNING; returns its experiment, its params, and the last step of each of its metrics."""
+        """Sets an existing run RUNNING; returns its experiment, its params, the last step of each of its metrics."""
         with self._opening(
             missing=f"run {run_id} is not at {self.shown}; set tracking.uri to where the run was started"
         ):
@@ -155,12 +152,6 @@ class Server:
             ) from error
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown: user and password are left out."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 def in_batches(send: Callable[[list[Any]], None], items: list[Any], size: int) -> list[str]:
     """Sends `items`, `size` at a time; halves what is refused until the culprits are found. Returns why they were."""
     refused = []
@@ -176,42 +167,11 @@ def _parts(items: list[Any], size: int = ITEMS) -> list[list[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)] if items else []
 
 
-def _check(uri: str) -> None:
-    scheme = uri.partition(":")[0]
-    if scheme == "sqlite" and not uri.startswith("sqlite:////"):
-        raise ConfigError(f"tracking.uri is {uri}; an absolute path is needed (sqlite:////home/me/mlflow.db): a job "
-                          f"runs in another folder")  # fmt: skip
-    if scheme.partition("+")[0] not in ("http", "https", "sqlite", "postgresql", "mysql"):
-        raise ConfigError(f"tracking.uri is {without_password(uri)}; use http(s)://HOST:PORT of an MLflow server, or "
-                          f"sqlite:////ABSOLUTE/mlflow.db (MLflow's plain folders are out of service)")  # fmt: skip
-
-
-def _probe(uri: str, shown: str) -> None:
-    """Whether the server answers at all. In a thread: no timeout covers a name that does not resolve."""
-    failure: list[str] = [f"no answer within {PROBE_S:.0f} s"]
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(f"{shown.rstrip('/')}/health", timeout=PROBE_S).close()
-        except urllib.error.HTTPError as error:
-            failure[:] = [f"status {error.code}"] if error.code >= 500 else []
-        except (OSError, ValueError) as error:
-            failure[:] = [str(getattr(error, "reason", error))]
-        else:
-            failure.clear()
-
-    thread = threading.Thread(target=ask, name="skiplane-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE_S + 1)
-    if failure:
-        raise ClusterError(f"MLflow at {shown} does not answer ({failure[0]}); start it (python -m jobs.local up), correct "
-                           f"tracking.uri or MLFLOW_TRACKING_URI, or set tracking.uri to off")  # fmt: skip
-
-
 def _client(uri: str) -> Any:
     """A client that gives up at once: trying again is the sender's work, with its own pauses."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_S)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 

@@ -23,9 +23,9 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def view_url(uri: str, experiment_id: str, name: str) -> str:
-    """Opens the view that was saved under `name`."""
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={_key(name)}&{MODE}"
+def view_url(uri: str, experiment_id: str, key: str) -> str:
+    """Opens the view that `save` returned the key of."""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&{MODE}"
 
 
 def plain_url(uri: str, experiment_id: str, run_ids: Sequence[str]) -> str:
@@ -34,12 +34,17 @@ def plain_url(uri: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{MODE}&{query}"
 
 
-def save(client: Any, experiment_id: str, name: str, run_ids: Sequence[str]) -> None:
-    """Saves a view of these runs under `name`, in place of an older one. At most about 400 runs fit into a tag."""
+def save(client: Any, experiment_id: str, name: str, run_ids: Sequence[str]) -> str:
+    """Saves a view of these runs, listed under `name`; returns its key. About 400 runs fit into the tag's 20,000 bytes.
+
+    The same name and runs give the same key: a study that is looked at again does not pile views up.
+    """
+    key = hashlib.sha256(f"{name} {' '.join(run_ids)}".encode()).hexdigest()[:32]
     now = time.time_ns() // 1_000_000
     packed = base64.b64encode(zlib.compress(json.dumps(state(run_ids)).encode())).decode()
     value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_key(name)}", value)
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", value)
+    return key
 
 
 def state(run_ids: Sequence[str]) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def state(run_ids: Sequence[str]) -> dict[str, Any]:
         "useGroupedValuesInCharts": True, "hideEmptyCharts": True, "groupBy": None, "groupsExpanded": {},
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "compareRunSections": [{"uuid": "curves", "name": "Skiplane", "display": True, "isReordered": False,
-                                "deleted": False, "isGenerated": False}],
+                                "deleted": False, "isGenerated": False, "columns": 2, "cardHeight": 300}],
         "compareRunCharts": [_chart(key, len(run_ids)) for key in CURVES],
     }  # fmt: skip
 
@@ -69,8 +74,3 @@ def _chart(metric: str, runs: int) -> dict[str, Any]:
 
 def _filter(run_ids: Sequence[str]) -> str:
     return f"attributes.run_id IN ({','.join(repr(run_id) for run_id in run_ids)})"
-
-
-def _key(name: str) -> str:
-    """The same name gives the same view: a study that is run again does not pile them up."""
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
