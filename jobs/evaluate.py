@@ -10,18 +10,20 @@ from orchestrator.config import RunConfig
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from orchestrator.scoring import Score
 
-USAGE = "python -m jobs.evaluate (--run NAME | --weights FILE [--recipe NAME]) [--data DATASET] [--json FILE] [settings]"
+USAGE = (
+    "python -m jobs.evaluate (--run NAME | --weights FILE [--recipe NAME]) [--data DATASET] [--json FILE] [settings]"
+)
 
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 scored, 2 setting, 3 data."""
     own = settings.parser("Scores weights: each validation image once, the protocol beside the number.", USAGE)
     own.add_argument("--run", metavar="NAME", help="a run in cluster.storage: its settings and newest checkpoint")
-    own.add_argument("--weights", metavar="FILE", help="a state dict with torchvision's names; say the net with --model.*")
+    own.add_argument(
+        "--weights", metavar="FILE", help="a state dict with torchvision's names; say the net with --model.*"
+    )
     own.add_argument("--data", metavar="DATASET", help="another dataset than the settings name")
     own.add_argument("--json", type=Path, metavar="FILE", help="write the score there as well")
     surroundings = settings.Edge.of_environment()

@@ -10,7 +10,9 @@ from orchestrator.plan import describe, make_plan, plan_counts
 if TYPE_CHECKING:
     from orchestrator.state.records import Result
 
-USAGE = "python -m jobs.train [--recipe NAME] [--config FILE.yaml] --name NAME [--SECTION.SETTING VALUE ...] [--dry-run]"
+USAGE = (
+    "python -m jobs.train [--recipe NAME] [--config FILE.yaml] --name NAME [--SECTION.SETTING VALUE ...] [--dry-run]"
+)
 
 
 def main(argv: list[str]) -> int:

@@ -42,8 +42,12 @@ def _items(value: Any) -> Any:
 class DataConfig(Section):
     """What is read, in which order, and how it is cropped."""
 
-    name: str = setting("imagenet", IDENTITY, "folder under $SKIPLANE_HOME/data that is meant when data.root is not set")
-    root: str = setting("", PLACEMENT, "dataset folder (absolute inside a job); its content, not its place, is identity")
+    name: str = setting(
+        "imagenet", IDENTITY, "folder under $SKIPLANE_HOME/data that is meant when data.root is not set"
+    )
+    root: str = setting(
+        "", PLACEMENT, "dataset folder (absolute inside a job); its content, not its place, is identity"
+    )
     lanes: int = setting(8, IDENTITY, "virtual workers: BatchNorm sees one lane; at most this many real workers", ge=1)
     streams: int = setting(1, IDENTITY, "equal parts the training split is cut into; divides data.lanes", ge=1)
     window: int = setting(0, IDENTITY, "shards permuted together inside a stream; 0 = the whole stream", ge=0)
@@ -55,16 +59,24 @@ class DataConfig(Section):
     ratio: tuple[float, float] = setting((0.75, 4 / 3), IDENTITY, "width / height of what resized_crop takes")
     short_side: tuple[int, int] = setting((256, 480), IDENTITY, "short side that short_side draws from, px")
     flip: bool = setting(True, IDENTITY, "mirror half of the training images")
-    pca_colour: float = setting(0.0, IDENTITY, "deviation of the PCA colour noise (the paper: 0.1); 0 = off", ge=0, le=1)
+    pca_colour: float = setting(
+        0.0, IDENTITY, "deviation of the PCA colour noise (the paper: 0.1); 0 = off", ge=0, le=1
+    )
     mean: tuple[float, float, float] = setting((0.485, 0.456, 0.406), IDENTITY, "subtracted from the 0..1 channels")
     std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), IDENTITY, "then divided by")
-    eval_resize: int = setting(256, IDENTITY, "short side of a validation image before its centre crop, px", ge=8, le=2048)
+    eval_resize: int = setting(
+        256, IDENTITY, "short side of a validation image before its centre crop, px", ge=8, le=2048
+    )
     eval_size: int = setting(224, IDENTITY, "side of that centre crop, px; at most data.eval_resize", ge=8, le=2048)
     eval_batch: int = setting(64, PLACEMENT, "validation images a worker decodes and scores at once", ge=1, le=4096)
-    decode: Literal["auto", "gpu", "cpu"] = setting("auto", PLACEMENT, "where JPEGs are decoded; auto = where the net is")
+    decode: Literal["auto", "gpu", "cpu"] = setting(
+        "auto", PLACEMENT, "where JPEGs are decoded; auto = where the net is"
+    )
     threads: int = setting(0, PLACEMENT, "decode threads of a worker; 0 = cluster.cpus_per_worker", ge=0, le=256)
     prefetch: int = setting(2, PLACEMENT, "batches decoded ahead", ge=1, le=16)
-    verify: Literal["size", "sha256"] = setting("size", PLACEMENT, "how shards are checked at the start; crc32 always later")
+    verify: Literal["size", "sha256"] = setting(
+        "size", PLACEMENT, "how shards are checked at the start; crc32 always later"
+    )
     max_bad: float = setting(1e-4, HORIZON, "share of a split that may be bad images before the run fails", ge=0, le=1)
 
     _pairs = field_validator("scale", "ratio", "short_side", "mean", "std", mode="before")(_pair)
@@ -72,10 +84,14 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lanes % self.streams:
-            raise ValueError(f"data.streams is {self.streams}, which does not divide data.lanes = {self.lanes}; "
-                             f"use one of {', '.join(map(str, _divisors(self.lanes)))}")  # fmt: skip
+            raise ValueError(
+                f"data.streams is {self.streams}, which does not divide data.lanes = {self.lanes}; "
+                f"use one of {', '.join(map(str, _divisors(self.lanes)))}"
+            )
         if self.eval_size > self.eval_resize:
-            raise ValueError(f"data.eval_size is {self.eval_size}, above data.eval_resize = {self.eval_resize}; lower it")
+            raise ValueError(
+                f"data.eval_size is {self.eval_size}, above data.eval_resize = {self.eval_resize}; lower it"
+            )
         for name in ("scale", "ratio", "short_side"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -91,11 +107,17 @@ class ModelConfig(Section):
     layout: Literal["imagenet", "cifar"] = setting("imagenet", IDENTITY, "four stages, or CIFAR's three of 6n+2 layers")
     depth: int = setting(50, IDENTITY, "imagenet: 18, 34, 50, 101, 152; cifar: 6n+2, such as 20, 32, 44, 56, 110")
     shortcut: Literal["none", "A", "B", "C"] = setting(
-        "B", IDENTITY, "none = the plain net; A = zero-padded identity; B = projection where shapes change; C = everywhere"
+        "B",
+        IDENTITY,
+        "none = the plain net; A = zero-padded identity; B = projection where shapes change; C = everywhere",
     )
     width: int = setting(0, IDENTITY, "channels of the first stage; 0 = the paper's (64, cifar 16)", ge=0, le=1024)
-    stem: Literal["imagenet", "small"] = setting("imagenet", IDENTITY, "7x7 stride 2 and pooling, or 3x3 stride 1 without")
-    version: Literal["v1", "v1.5"] = setting("v1.5", IDENTITY, "a bottleneck's stride in its first 1x1 (v1) or its 3x3 (v1.5)")
+    stem: Literal["imagenet", "small"] = setting(
+        "imagenet", IDENTITY, "7x7 stride 2 and pooling, or 3x3 stride 1 without"
+    )
+    version: Literal["v1", "v1.5"] = setting(
+        "v1.5", IDENTITY, "a bottleneck's stride in its first 1x1 (v1) or its 3x3 (v1.5)"
+    )
     zero_init: bool = setting(False, IDENTITY, "start the last BatchNorm of every block at gamma = 0")
     init: str = setting("", IDENTITY, "file of weights to start from (torchvision's names)")
 
@@ -110,8 +132,16 @@ class ModelConfig(Section):
     def arch(self, classes: int) -> Arch:
         """The net's description for this many classes; ValueError where no such net exists."""
         width = self.width or (64 if self.layout == "imagenet" else 16)
-        return Arch(layout=self.layout, depth=self.depth, shortcut=self.shortcut, width=width, stem=self.stem,
-                    version=self.version, classes=classes, zero_init=self.zero_init)  # fmt: skip
+        return Arch(
+            layout=self.layout,
+            depth=self.depth,
+            shortcut=self.shortcut,
+            width=width,
+            stem=self.stem,
+            version=self.version,
+            classes=classes,
+            zero_init=self.zero_init,
+        )
 
 
 class OptimConfig(Section):
@@ -122,7 +152,9 @@ class OptimConfig(Section):
     nesterov: bool = setting(False, IDENTITY, "Nesterov's form of momentum")
     weight_decay: float = setting(1e-4, IDENTITY, "L2 penalty", ge=0, le=1)
     decay_norm: bool = setting(True, IDENTITY, "also decay BatchNorm's parameters and biases (the paper does)")
-    schedule: Literal["constant", "step", "cosine", "linear", "one_cycle"] = setting("step", IDENTITY, "shape of the rate")
+    schedule: Literal["constant", "step", "cosine", "linear", "one_cycle"] = setting(
+        "step", IDENTITY, "shape of the rate"
+    )
     milestones: tuple[float, ...] = setting((30, 60), IDENTITY, "epochs at which schedule 'step' multiplies by gamma")
     gamma: float = setting(0.1, IDENTITY, "factor at each milestone", gt=0, lt=1)
     warmup_epochs: float = setting(0.0, IDENTITY, "epochs of linear warm-up before the schedule", ge=0)
@@ -144,16 +176,26 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How long, how much at once, how exactly."""
 
-    epochs: int = setting(90, HORIZON, "passes over the training split; fixed once started unless the schedule is step or constant", ge=1, le=100_000)  # fmt: skip
+    epochs: int = setting(
+        90,
+        HORIZON,
+        "passes over the training split; fixed once started unless the schedule is step or constant",
+        ge=1,
+        le=100_000,
+    )
     global_batch: int = setting(256, IDENTITY, "images of one step over all workers; data.lanes divides it", ge=1)
     seed: int = setting(0, IDENTITY, "of the weights, the order and the augmentation", ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = setting("fp32", IDENTITY, "of the forward pass; weights and sums stay fp32")
-    reduce: Literal["fast", "ordered", "exact"] = setting("fast", IDENTITY, "how lanes are summed: DDP | by rank | fixed point")
+    reduce: Literal["fast", "ordered", "exact"] = setting(
+        "fast", IDENTITY, "how lanes are summed: DDP | by rank | fixed point"
+    )
     lanes_per_pass: int = setting(0, PLACEMENT, "lanes of one forward and backward; 0 = all that a worker has", ge=0)
     channels_last: bool = setting(False, PLACEMENT, "NHWC tensors: faster on tensor cores")
     compile: bool = setting(False, PLACEMENT, "torch.compile the net")
     deterministic: bool = setting(False, PLACEMENT, "deterministic kernels (on a GPU; a CPU's are)")
-    checkpoint_steps: int = setting(0, HORIZON, "steps between checkpoints besides the one at each epoch's end; 0 = none", ge=0)
+    checkpoint_steps: int = setting(
+        0, HORIZON, "steps between checkpoints besides the one at each epoch's end; 0 = none", ge=0
+    )
     keep: int = setting(2, HORIZON, "checkpoints kept", ge=1, le=1000)
     eval_epochs: int = setting(1, HORIZON, "epochs between evaluations; the last epoch is always evaluated", ge=1)
 
@@ -162,7 +204,9 @@ class ClusterConfig(Section):
     """Where the run lives."""
 
     workers: str = setting("1", PLACEMENT, "DDP workers: a number, or least..most, such as 2..8")
-    device: Literal["auto", "gpu", "cpu"] = setting("auto", PLACEMENT, "auto = one GPU a worker where the cluster has any")
+    device: Literal["auto", "gpu", "cpu"] = setting(
+        "auto", PLACEMENT, "auto = one GPU a worker where the cluster has any"
+    )
     cpus_per_worker: int = setting(1, PLACEMENT, "CPU cores, and torch threads, of a worker", ge=1, le=512)
     storage: str = setting("", PLACEMENT, "folder or URL (s3://, gs://, az://) of runs; default $SKIPLANE_HOME/runs")
     max_restarts: int = setting(3, PLACEMENT, "failures in a row without a new checkpoint before the run fails", ge=0)
@@ -192,7 +236,9 @@ class ClusterConfig(Section):
 class TrackingConfig(Section):
     """What is told to whom."""
 
-    uri: str = setting("", PLACEMENT, "MLflow; default $MLFLOW_TRACKING_URI, else $SKIPLANE_HOME/mlflow.db; 'off' = none")
+    uri: str = setting(
+        "", PLACEMENT, "MLflow; default $MLFLOW_TRACKING_URI, else $SKIPLANE_HOME/mlflow.db; 'off' = none"
+    )
     experiment: str = setting("", HORIZON, "MLflow experiment; default = data.name")
     log_steps: int = setting(50, HORIZON, "steps averaged in one point of the training curves", ge=1)
     progress_seconds: float = setting(5.0, HORIZON, "seconds between progress lines", gt=0)
@@ -216,13 +262,19 @@ class RunConfig(Section):
         batch, lanes, most = self.train.global_batch, self.data.lanes, self.cluster.span[1]
         if batch % lanes:
             below, above = max(batch // lanes, 1) * lanes, -(-batch // lanes) * lanes
-            raise ValueError(f"train.global_batch is {batch}, which data.lanes = {lanes} does not divide; "
-                             f"the nearest that fit are {below} and {above}")  # fmt: skip
+            raise ValueError(
+                f"train.global_batch is {batch}, which data.lanes = {lanes} does not divide; "
+                f"the nearest that fit are {below} and {above}"
+            )
         if most > lanes:
-            raise ValueError(f"cluster.workers is {self.cluster.workers}, more than data.lanes = {lanes}; a worker plays "
-                             f"at least one lane, so at most {lanes} workers")  # fmt: skip
+            raise ValueError(
+                f"cluster.workers is {self.cluster.workers}, more than data.lanes = {lanes}; a worker plays "
+                f"at least one lane, so at most {lanes} workers"
+            )
         if self.optim.warmup_epochs >= self.train.epochs:
-            raise ValueError(f"optim.warmup_epochs is {self.optim.warmup_epochs}, not below train.epochs = {self.train.epochs}")
+            raise ValueError(
+                f"optim.warmup_epochs is {self.optim.warmup_epochs}, not below train.epochs = {self.train.epochs}"
+            )
         return self
 
     def replace(self, changes: dict[str, Any]) -> "RunConfig":

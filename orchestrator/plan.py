@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.augment import Augment
+from pipelines.dataset import Dataset, open_dataset
+from pipelines.order import Order
+
 from orchestrator.config import RunConfig
 from orchestrator.training import schedule
 from orchestrator.training.models import cost
-from pipelines.augment import Augment
-from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError
-from pipelines.order import Order
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,31 @@ def make_plan(config: RunConfig, counts: Counts) -> Plan:
     data, train = config.data, config.train
     micro_batch = train.global_batch // data.lanes
     try:
-        order = Order(counts=counts.train_shards, seed=train.seed, streams=data.streams, lanes=data.lanes,
-                      micro_batch=micro_batch, window=data.window)  # fmt: skip
+        order = Order(
+            counts=counts.train_shards,
+            seed=train.seed,
+            streams=data.streams,
+            lanes=data.lanes,
+            micro_batch=micro_batch,
+            window=data.window,
+        )
     except ValueError as error:
-        raise ConfigError(f"train.global_batch = {train.global_batch}, data.lanes = {data.lanes}, data.streams = "
-                          f"{data.streams} do not fit {sum(counts.train_shards)} training samples: {error}") from error  # fmt: skip
+        raise ConfigError(
+            f"train.global_batch = {train.global_batch}, data.lanes = {data.lanes}, data.streams = "
+            f"{data.streams} do not fit {sum(counts.train_shards)} training samples: {error}"
+        ) from error
     arch = config.model.arch(counts.classes)
     return Plan(
         order=order,
-        augment=Augment(kind=data.augment, size=data.size, resize=data.eval_resize, scale=data.scale, ratio=data.ratio,
-                        short_side=data.short_side, flip=data.flip),
+        augment=Augment(
+            kind=data.augment,
+            size=data.size,
+            resize=data.eval_resize,
+            scale=data.scale,
+            ratio=data.ratio,
+            short_side=data.short_side,
+            flip=data.flip,
+        ),
         classes=counts.classes,
         train_samples=sum(counts.train_shards),
         val_samples=counts.val_samples,
@@ -81,7 +97,7 @@ def make_plan(config: RunConfig, counts: Counts) -> Plan:
         steps_per_epoch=order.steps_per_epoch,
         parameters=cost.parameters(arch),
         multiply_adds=cost.multiply_adds(arch, data.eval_size),
-    )  # fmt: skip
+    )
 
 
 def counts_of(dataset: Dataset) -> Counts:
@@ -95,8 +111,10 @@ def plan_counts(config: RunConfig) -> Counts:
         return counts_of(open_dataset(config.data.root))
     if config.data.name in OFFICIAL:
         return OFFICIAL[config.data.name]
-    raise ConfigError(f"data.root is {config.data.root}, which does not exist; pack a dataset there "
-                      f"(python -m jobs.pack --help) or name another folder")  # fmt: skip
+    raise ConfigError(
+        f"data.root is {config.data.root}, which does not exist; pack a dataset there "
+        f"(python -m jobs.pack --help) or name another folder"
+    )
 
 
 def lanes_of(rank: int, world_size: int, lanes: int) -> range:
@@ -119,9 +137,14 @@ def learning_rate(config: RunConfig, steps_per_epoch: int) -> Callable[[int], fl
     optim = config.optim
     try:
         return schedule.build(
-            optim.schedule, optim.lr, config.train.epochs * steps_per_epoch,
-            warmup_steps=round(optim.warmup_epochs * steps_per_epoch), warmup_from=optim.lr * optim.warmup_start,
-            milestones=[round(m * steps_per_epoch) for m in optim.milestones if optim.schedule == "step"], gamma=optim.gamma)  # fmt: skip
+            optim.schedule,
+            optim.lr,
+            config.train.epochs * steps_per_epoch,
+            warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+            warmup_from=optim.lr * optim.warmup_start,
+            milestones=[round(m * steps_per_epoch) for m in optim.milestones if optim.schedule == "step"],
+            gamma=optim.gamma,
+        )
     except ValueError as error:
         raise ConfigError(f"optim.schedule is {optim.schedule}: {error}") from error
 
@@ -147,5 +170,7 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
     for world in sorted({most, max(most - 1, least, 1)}, reverse=True):
         shares = [len(lanes_of(r, world, config.data.lanes)) for r in range(world)]
         shown = " + ".join(map(str, shares)) if world <= 8 else f"{max(shares)} at most"
-        lines.append(f"workers    {world}: lanes {shown}, {efficiency(config.data.lanes, world):.0%} of their time used")
+        lines.append(
+            f"workers    {world}: lanes {shown}, {efficiency(config.data.lanes, world):.0%} of their time used"
+        )
     return "\n".join(lines)

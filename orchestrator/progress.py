@@ -10,8 +10,15 @@ from orchestrator.tracking import Metric, Tracker
 
 # Record field -> metric name.
 TRAINING = {
-    "loss": "train/loss", "top1": "train/top1", "top5": "train/top5", "lr": "train/lr", "grad_norm": "train/grad_norm",
-    "images_per_s": "perf/images_per_s", "data_wait": "perf/data_wait", "step_s": "perf/step_s"}  # fmt: skip
+    "loss": "train/loss",
+    "top1": "train/top1",
+    "top5": "train/top5",
+    "lr": "train/lr",
+    "grad_norm": "train/grad_norm",
+    "images_per_s": "perf/images_per_s",
+    "data_wait": "perf/data_wait",
+    "step_s": "perf/step_s",
+}
 EPOCH = {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"}
 
 
@@ -54,8 +61,10 @@ class Ear:
         self._say(epoch_line(record, self._plan.epochs))
 
     def _bad(self, record: Record) -> None:
-        self._say(f"bad image in {record['split']}: {record['shard']} {record['key']} ({record['reason']}), replaced by "
-                  f"sample {record['replaced_by']}")  # fmt: skip
+        self._say(
+            f"bad image in {record['split']}: {record['shard']} {record['key']} ({record['reason']}), replaced by "
+            f"sample {record['replaced_by']}"
+        )
 
     def _text(self, record: Record) -> None:
         self._say(record["text"])
@@ -67,9 +76,11 @@ class Ear:
 
 def progress_line(record: Record) -> str:
     """One line of progress for a log."""
-    return (f"epoch {record['epoch'] + 1}/{record['epochs']} step {record['step']}/{record['steps_per_epoch']}  "
-            f"loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  {record['images_per_s']:,.0f} img/s  "
-            f"waiting for data {record['data_wait']:.0%}  {clock(record['left_s'])} left")  # fmt: skip
+    return (
+        f"epoch {record['epoch'] + 1}/{record['epochs']} step {record['step']}/{record['steps_per_epoch']}  "
+        f"loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  {record['images_per_s']:,.0f} img/s  "
+        f"waiting for data {record['data_wait']:.0%}  {clock(record['left_s'])} left"
+    )
 
 
 def epoch_line(record: Record, epochs: int) -> str:

@@ -39,7 +39,9 @@ def _git() -> dict[str, str]:
     if not (ROOT / ".git").exists():
         return {}
     commit, status = _run("rev-parse", "HEAD"), _run("status", "--porcelain")
-    return {} if commit is None else {"mlflow.source.git.commit": commit, "skiplane.git_dirty": str(bool(status)).lower()}
+    return (
+        {} if commit is None else {"mlflow.source.git.commit": commit, "skiplane.git_dirty": str(bool(status)).lower()}
+    )
 
 
 def _run(*arguments: str) -> str | None:

@@ -4,6 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pipelines.batches import EvalBatches
+from pipelines.dali import resolve_decode
+from pipelines.dataset import Dataset, open_dataset
+from pipelines.quarantine import Quarantine
+from pipelines.reader import Reader
 
 from orchestrator.config import RunConfig
 from orchestrator.plan import counts_of
@@ -13,12 +18,7 @@ from orchestrator.state.storage import Storage
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.models.resnet import build
 from orchestrator.training.models.weights import load_weights
-from pipelines.batches import EvalBatches
-from pipelines.dali import resolve_decode
-from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError, DataError
-from pipelines.quarantine import Quarantine
-from pipelines.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,33 @@ def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.devic
     decode = resolve_decode(data.decode, device.type == "cuda")
     bad: set[int] = set()
     with _batches(config, dataset, device, decode) as batches:
-        sums = evaluate(model, _counting(batches, bad), data.mean, data.std, precision=config.train.precision,
-                        device=device, channels_last=config.train.channels_last, batch_size=data.eval_batch)  # fmt: skip
+        sums = evaluate(
+            model,
+            _counting(batches, bad),
+            data.mean,
+            data.std,
+            precision=config.train.precision,
+            device=device,
+            channels_last=config.train.channels_last,
+            batch_size=data.eval_batch,
+        )
     if sums.count != dataset.splits["val"].samples:
         raise DataError(f"evaluation counted {sums.count} of {dataset.splits['val'].samples} validation images")
-    return Score(arch.name, sums.top1_share, sums.top5_share, sums.loss, sums.count, f"{sums.digest:016x}",
-                 data.eval_resize, data.eval_size, decode, config.train.precision, len(bad),
-                 weights_sha256(model.state_dict()), dataset.digest)  # fmt: skip
+    return Score(
+        arch.name,
+        sums.top1_share,
+        sums.top5_share,
+        sums.loss,
+        sums.count,
+        f"{sums.digest:016x}",
+        data.eval_resize,
+        data.eval_size,
+        decode,
+        config.train.precision,
+        len(bad),
+        weights_sha256(model.state_dict()),
+        dataset.digest,
+    )
 
 
 def weights_of_file(path: str) -> dict[str, torch.Tensor]:
@@ -79,8 +99,15 @@ def weights_of_file(path: str) -> dict[str, torch.Tensor]:
 def config_of_run(config: RunConfig, name: str) -> RunConfig:
     """The settings of the run `name` in config's storage; where things are and what they use is config's own."""
     run = settings_of(Storage(f"{config.cluster.storage}/{name}"), name)
-    return run.replace({"name": name, "cluster.storage": config.cluster.storage, "cluster.device": config.cluster.device,
-                        "data.decode": config.data.decode, "data.threads": config.data.threads})  # fmt: skip
+    return run.replace(
+        {
+            "name": name,
+            "cluster.storage": config.cluster.storage,
+            "cluster.device": config.cluster.device,
+            "data.decode": config.data.decode,
+            "data.threads": config.data.threads,
+        }
+    )
 
 
 def weights_of_run(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -94,16 +121,26 @@ def weights_of_run(config: RunConfig) -> dict[str, torch.Tensor]:
 def _same_classes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], classes: int) -> None:
     head = next((state[n] for n in ("fc.weight", "module.fc.weight") if n in state), None)
     if head is not None and head.shape[0] != own["fc.weight"].shape[0]:
-        raise ConfigError(f"the weights are for {head.shape[0]} classes, the dataset has {classes}; a new head would score "
-                          f"at chance: evaluate on the dataset that they were trained on")  # fmt: skip
+        raise ConfigError(
+            f"the weights are for {head.shape[0]} classes, the dataset has {classes}; a new head would score "
+            f"at chance: evaluate on the dataset that they were trained on"
+        )
 
 
 def _batches(config: RunConfig, dataset: Dataset, device: torch.device, decode: str) -> EvalBatches:
     data, threads = config.data, config.data.threads or config.cluster.cpus_per_worker
     samples = dataset.splits["val"].samples
-    return EvalBatches(Reader(dataset, "val", threads), range(samples), resize=data.eval_resize, size=data.eval_size,
-                       batch_size=data.eval_batch, device=device, decode=decode, threads=threads,
-                       quarantine=Quarantine(int(data.max_bad * samples)))  # fmt: skip
+    return EvalBatches(
+        Reader(dataset, "val", threads),
+        range(samples),
+        resize=data.eval_resize,
+        size=data.eval_size,
+        batch_size=data.eval_batch,
+        device=device,
+        decode=decode,
+        threads=threads,
+        quarantine=Quarantine(int(data.max_bad * samples)),
+    )
 
 
 def _counting(batches: EvalBatches, bad: set[int]) -> Any:

@@ -39,7 +39,7 @@ class Edge:
         return Edge(home, os.environ.get("MLFLOW_TRACKING_URI", ""), "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse that raises one sentence instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
@@ -49,8 +49,13 @@ class _Parser(argparse.ArgumentParser):
 
 class _Flags(RunConfig, BaseSettings):
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", cli_hide_none_type=True, cli_avoid_json=True,
-        cli_use_class_docs_for_groups=True, nested_model_default_partial_update=True)  # fmt: skip
+        frozen=True,
+        extra="forbid",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_use_class_docs_for_groups=True,
+        nested_model_default_partial_update=True,
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -67,7 +72,9 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 
 def parser(description: str, usage: str) -> argparse.ArgumentParser:
     """The parser every job adds its own flags to, before it is given to `load`."""
-    made = _Parser(description=description, usage=usage, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    made = Parser(
+        description=description, usage=usage, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_source_flags(made)
     return made
 
@@ -162,6 +169,8 @@ def _path(name: str, value: str, edge: Edge) -> str:
     if not value or "://" in value or Path(value).expanduser().is_absolute():
         return absolute(value, edge.cwd) if value else ""
     if edge.in_job:
-        raise ConfigError(f"{name} is '{value}'; inside a submitted job a path must be absolute, because the job's working "
-                          f"directory is a temporary copy")  # fmt: skip
+        raise ConfigError(
+            f"{name} is '{value}'; inside a submitted job a path must be absolute, because the job's working "
+            f"directory is a temporary copy"
+        )
     return absolute(value, edge.cwd)

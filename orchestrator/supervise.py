@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pipelines.dataset import Dataset, open_dataset, verify
+
 from orchestrator import provenance, worker
 from orchestrator.cluster import session
 from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
@@ -25,7 +27,6 @@ from orchestrator.state.records import Result, admit, read_result, record_of, wr
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, open_tracker
 from orchestrator.worker import Job
-from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
 
 POLL_S = 0.3
@@ -53,8 +54,9 @@ class StopSignal:
         self.signum = signum
 
 
-def run(config: RunConfig, *, home: Path, parent: str | None = None, say: Say = print,
-        tags: Mapping[str, str] | None = None) -> Result:  # fmt: skip
+def run(
+    config: RunConfig, *, home: Path, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None
+) -> Result:
     """Trains the run that `config` names, from wherever it is, to its end.
 
     Returns the result, at once where the run has finished before. Raises Stopped after a SIGINT or SIGTERM (the
@@ -78,8 +80,10 @@ def open_checked(config: RunConfig) -> Dataset:
     """The dataset, with its shards checked as data.verify says. Raises ConfigError, DataError."""
     root = config.data.root
     if "://" not in root and not Path(root).exists():
-        raise ConfigError(f"data.root is {root}, which does not exist; pack a dataset there (python -m jobs.pack --help) "
-                          f"or name another folder")  # fmt: skip
+        raise ConfigError(
+            f"data.root is {root}, which does not exist; pack a dataset there (python -m jobs.pack --help) "
+            f"or name another folder"
+        )
     dataset = open_dataset(root)
     verify(dataset, config.data.verify)
     return dataset
@@ -89,7 +93,14 @@ class _Life:
     """One submission of one run."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, home: Path, say: Say) -> None:
-        self.config, self.dataset, self.plan, self.storage, self.home, self.say = config, dataset, plan, storage, home, say
+        self.config, self.dataset, self.plan, self.storage, self.home, self.say = (
+            config,
+            dataset,
+            plan,
+            storage,
+            home,
+            say,
+        )
         self.checkpoints = Checkpoints(storage, config.train.keep, warn=say)
         self.restarts = 0
         self.workers = 0
@@ -165,8 +176,10 @@ class _Life:
         if self.stop.signum is not None:
             raise KeyboardInterrupt from died
         if failures > self.config.cluster.max_restarts:
-            raise TrainingError(f"the workers died {failures} times without a new checkpoint (cluster.max_restarts = "
-                                f"{self.config.cluster.max_restarts}); the last time: {died}") from died  # fmt: skip
+            raise TrainingError(
+                f"the workers died {failures} times without a new checkpoint (cluster.max_restarts = "
+                f"{self.config.cluster.max_restarts}); the last time: {died}"
+            ) from died
         self.restarts += 1
         pause = min(2.0 ** (failures - 1), 30.0) - 1.0
         self.say(f"restart {self.restarts}: {died}" + (f"; trying again in {pause:.0f} s" if pause else ""))
@@ -199,8 +212,10 @@ class _Life:
             need = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
             has = f"{free.get('CPU', 0):g} CPUs" + (f" and {free.get('GPU', 0):g} GPUs" if gpus else "")
             if time.monotonic() > limit:
-                raise ClusterError(f"the run needs {need}; {has} are free, the rest is in use, after cluster.wait_seconds = "
-                                   f"{self.config.cluster.wait_seconds}; try again later or ask for fewer workers")  # fmt: skip
+                raise ClusterError(
+                    f"the run needs {need}; {has} are free, the rest is in use, after cluster.wait_seconds = "
+                    f"{self.config.cluster.wait_seconds}; try again later or ask for fewer workers"
+                )
             if not told:
                 self.say(f"waiting for {need}: {has} are free")
             told = True
@@ -217,8 +232,16 @@ class _Life:
             tracker: Tracker = NullTracker()
         else:
             data = DatasetRef(config.data.name, self.dataset.digest, config.data.root)
-            tracker = open_tracker(config.tracking.uri, config.tracking.experiment, config.name, run_id=run_id,
-                                   parent_id=parent, params=self._params(), tags=self._tags() | tags, dataset=data)  # fmt: skip
+            tracker = open_tracker(
+                config.tracking.uri,
+                config.tracking.experiment,
+                config.name,
+                run_id=run_id,
+                parent_id=parent,
+                params=self._params(),
+                tags=self._tags() | tags,
+                dataset=data,
+            )
         write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id))
         return tracker
 
@@ -243,21 +266,30 @@ class _Life:
         where = f"from epoch {epoch + 1} step {at}" if step else "from the start"
         device = "GPU" if size.gpus else f"{size.cpus} CPU"
         share = efficiency(self.config.data.lanes, size.workers)
-        self.say(f"{self.config.name}: {size.workers} workers of one {device} each, {self.config.data.lanes} lanes "
-                 f"({share:.0%} of the workers' time used), {where}")  # fmt: skip
+        self.say(
+            f"{self.config.name}: {size.workers} workers of one {device} each, {self.config.data.lanes} lanes "
+            f"({share:.0%} of the workers' time used), {where}"
+        )
         self.tracker.tags({"skiplane.world_size": str(size.workers), "skiplane.device": device})
 
     def _result(self, summary: dict[str, Any]) -> Result:
         result = self._compose(summary)
         write_result(self.storage, result)
-        self.tracker.tags({"skiplane.state": result.status, "skiplane.decode": str(summary.get("decode")),
-                           "skiplane.weights_sha256": str(result.weights_sha256)})  # fmt: skip
+        self.tracker.tags(
+            {
+                "skiplane.state": result.status,
+                "skiplane.decode": str(summary.get("decode")),
+                "skiplane.weights_sha256": str(result.weights_sha256),
+            }
+        )
         return result
 
     def _ended(self, status: str, reason: str) -> Result:
         """A result for a run that did not end by itself; what the last checkpoint holds is kept."""
         step = self._resume_step()
-        result = self._compose({"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason})
+        result = self._compose(
+            {"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason}
+        )
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": status, "skiplane.reason": reason[:500]})
         return result
@@ -267,16 +299,32 @@ class _Life:
         last = curve[-1] if curve else {}
         scored = next((r for r in reversed(curve) if "val_top1" in r), {})
         return Result(
-            name=self.config.name, status=summary["status"], epochs=summary["epochs"], steps=summary["steps"],
-            top1=scored.get("val_top1"), top5=scored.get("val_top5"), val_samples=scored.get("val_samples"),
-            loss=scored.get("val_loss"), train_loss=last.get("train_loss"),
-            train_loss_mean=summary.get("train_loss_mean"), weights_sha256=summary.get("weights_sha256"),
-            data_digest=summary.get("data_digest"), eval_digest=scored.get("eval_digest"),
-            dataset_digest=self.dataset.digest, world_size=self.workers, restarts=self.restarts,
-            bad_samples=summary.get("bad_samples", 0), images_per_second=summary.get("images_per_second"),
-            seconds=summary.get("seconds", 0.0), parameters=self.plan.parameters,
-            multiply_adds=self.plan.multiply_adds, reason=summary.get("reason"), mlflow_run_id=self.tracker.run_id,
-            mlflow_url=self.tracker.url, curve=curve)  # fmt: skip
+            name=self.config.name,
+            status=summary["status"],
+            epochs=summary["epochs"],
+            steps=summary["steps"],
+            top1=scored.get("val_top1"),
+            top5=scored.get("val_top5"),
+            val_samples=scored.get("val_samples"),
+            loss=scored.get("val_loss"),
+            train_loss=last.get("train_loss"),
+            train_loss_mean=summary.get("train_loss_mean"),
+            weights_sha256=summary.get("weights_sha256"),
+            data_digest=summary.get("data_digest"),
+            eval_digest=scored.get("eval_digest"),
+            dataset_digest=self.dataset.digest,
+            world_size=self.workers,
+            restarts=self.restarts,
+            bad_samples=summary.get("bad_samples", 0),
+            images_per_second=summary.get("images_per_second"),
+            seconds=summary.get("seconds", 0.0),
+            parameters=self.plan.parameters,
+            multiply_adds=self.plan.multiply_adds,
+            reason=summary.get("reason"),
+            mlflow_run_id=self.tracker.run_id,
+            mlflow_url=self.tracker.url,
+            curve=curve,
+        )
 
 
 @contextmanager

@@ -5,34 +5,33 @@
 Nothing here knows Ray or MLflow: a worker sees a Context.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from orchestrator.config import RunConfig
-from orchestrator.context import Context, Record
-from orchestrator.plan import Plan, counts_of, lanes_of, learning_rate, make_plan
-from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, weights_sha256
-from orchestrator.state.storage import Storage
-from orchestrator.training import loop
-from orchestrator.training.determinism import deterministic
-from orchestrator.training.evaluate import EvalSums, evaluate
-from orchestrator.training.metrics import EpochSums
-from orchestrator.training.models.resnet import build
-from orchestrator.training.models.weights import load_weights
-from orchestrator.training.step import StepStats, TrainStep, check_finite, to_host
 from pipelines.augment import pca_shift
 from pipelines.batches import Batch, EvalBatches, TrainBatches
 from pipelines.dali import resolve_decode
 from pipelines.dataset import open_dataset
-from pipelines.errors import DataError, TrainingError
 from pipelines.quarantine import BadSample, Quarantine
 from pipelines.reader import Reader
+
+from orchestrator.config import RunConfig
+from orchestrator.context import Context, Record
+from orchestrator.plan import counts_of, lanes_of, learning_rate, make_plan
+from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, weights_sha256
+from orchestrator.state.storage import Storage
+from orchestrator.tally import Tally, now_ms
+from orchestrator.training import loop
+from orchestrator.training.determinism import deterministic
+from orchestrator.training.evaluate import EvalSums, evaluate
+from orchestrator.training.models.resnet import build
+from orchestrator.training.models.weights import load_weights
+from orchestrator.training.step import TrainStep
+from pipelines.errors import DataError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,16 @@ class Worker:
     def _steps(self) -> Iterator[loop.StepDone]:
         start, batches = self.tally.step, self._batches()
         self.stack.callback(batches.close)
-        return loop.train(self.step, batches, learning_rate(self.config, self.plan.steps_per_epoch),
-                          steps_per_epoch=self.plan.steps_per_epoch, start=start, stop=self.plan.steps,
-                          request=lambda: float(self.context.stop_asked()), colour=self._colour)  # fmt: skip
+        return loop.train(
+            self.step,
+            batches,
+            learning_rate(self.config, self.plan.steps_per_epoch),
+            steps_per_epoch=self.plan.steps_per_epoch,
+            start=start,
+            stop=self.plan.steps,
+            request=lambda: float(self.context.stop_asked()),
+            colour=self._colour,
+        )
 
     def _colour(self, batch: Batch) -> torch.Tensor | None:
         """The paper's PCA colour noise, keyed by sample as the crops are; None where it is off."""
@@ -114,26 +120,57 @@ class Worker:
             note = load_weights(model, torch.load(self.config.model.init, weights_only=True, map_location="cpu"))
             self._say(f"weights of {self.config.model.init}: {note}")
         return TrainStep(
-            model, lanes=len(self.lanes), total_lanes=data.lanes,
-            micro_batch=self.plan.micro_batch, lanes_per_pass=train.lanes_per_pass, world_size=self.context.world_size,
-            reduce=train.reduce, momentum=optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay,
-            decay_norm=optim.decay_norm, label_smoothing=optim.label_smoothing, clip_norm=optim.clip_norm,
-            precision=train.precision, mean=data.mean, std=data.std, channels_last=train.channels_last,
-            compile=train.compile, device=self.context.device)  # fmt: skip
+            model,
+            lanes=len(self.lanes),
+            total_lanes=data.lanes,
+            micro_batch=self.plan.micro_batch,
+            lanes_per_pass=train.lanes_per_pass,
+            world_size=self.context.world_size,
+            reduce=train.reduce,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+            weight_decay=optim.weight_decay,
+            decay_norm=optim.decay_norm,
+            label_smoothing=optim.label_smoothing,
+            clip_norm=optim.clip_norm,
+            precision=train.precision,
+            mean=data.mean,
+            std=data.std,
+            channels_last=train.channels_last,
+            compile=train.compile,
+            device=self.context.device,
+        )
 
     def _batches(self) -> TrainBatches:
         return TrainBatches(
-            self.reader["train"], self.plan.order, self.plan.augment, lanes=self.lanes, seed=self.config.train.seed,
-            start=self.tally.step, stop=self.plan.steps, device=self.context.device, decode=self.decode,
-            threads=self._threads(), prefetch=self.config.data.prefetch, quarantine=self.quarantine["train"])  # fmt: skip
+            self.reader["train"],
+            self.plan.order,
+            self.plan.augment,
+            lanes=self.lanes,
+            seed=self.config.train.seed,
+            start=self.tally.step,
+            stop=self.plan.steps,
+            device=self.context.device,
+            decode=self.decode,
+            threads=self._threads(),
+            prefetch=self.config.data.prefetch,
+            quarantine=self.quarantine["train"],
+        )
 
     def _eval_batches(self) -> EvalBatches:
         data = self.config.data
         ids = range(self.context.rank, self.plan.val_samples, self.context.world_size)
         return EvalBatches(
-            self.reader["val"], ids, resize=data.eval_resize, size=data.eval_size, batch_size=data.eval_batch,
-            device=self.context.device, decode=self.decode, threads=self._threads(),
-            quarantine=self.quarantine["val"])  # fmt: skip
+            self.reader["val"],
+            ids,
+            resize=data.eval_resize,
+            size=data.eval_size,
+            batch_size=data.eval_batch,
+            device=self.context.device,
+            decode=self.decode,
+            threads=self._threads(),
+            quarantine=self.quarantine["val"],
+        )
 
     def _quarantine(self, split: str) -> Quarantine:
         limit = int(self.config.data.max_bad * self.dataset.splits[split].samples)
@@ -188,14 +225,21 @@ class Worker:
         sums = self._evaluate() if last or (epoch + 1) % every == 0 else None
         record = self.tally.close_epoch(epoch, sums)
         if self.context.rank == 0:
-            self.context.send([{"kind": "epoch", "global_step": self.tally.step, "time_ms": _now_ms(), **record}])
+            self.context.send([{"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record}])
 
     def _evaluate(self) -> EvalSums:
         data, train = self.config.data, self.config.train
         with self._eval_batches() as batches:
-            sums = evaluate(self.step.model, self._named(batches), mean=data.mean, std=data.std, precision=train.precision,
-                            device=self.context.device, channels_last=train.channels_last,
-                            batch_size=data.eval_batch).all_reduce()  # fmt: skip
+            sums = evaluate(
+                self.step.model,
+                self._named(batches),
+                mean=data.mean,
+                std=data.std,
+                precision=train.precision,
+                device=self.context.device,
+                channels_last=train.channels_last,
+                batch_size=data.eval_batch,
+            ).all_reduce()
         if sums.count != self.plan.val_samples:
             raise DataError(f"evaluation counted {sums.count} of {self.plan.val_samples} validation images")
         return sums
@@ -223,96 +267,14 @@ class Worker:
             self.context.send([{"kind": "say", "text": text}])
 
 
-class Tally:
-    """The sums that continue over checkpoints. Everything but digest and bad samples is equal on all ranks."""
-
-    def __init__(self, start: Progress) -> None:
-        self._start = start
-        self.step = start.step
-        self._sums, self._total = _sums(start.sums), _sums(start.total)
-        self._curve = list(start.curve)
-        self._digest, self._bad, self._named = 0, 0, list[BadSample]()
-        self._pending: list[StepStats] = []
-        self._wait_s = self._busy_s = 0.0
-        self._began = time.monotonic()
-        self._images, self._train_s = 0, 0.0
-        self._last: Progress | None = None
-
-    def add(self, done: loop.StepDone) -> None:
-        """One step; nothing is fetched from the device."""
-        self._pending.append(done.stats)
-        self._digest = (self._digest + done.digest) % 2**64
-        self._bad += len(done.bad)
-        self._named += done.bad
-        self._wait_s, self._busy_s = self._wait_s + done.wait_s, self._busy_s + done.step_s
-        self.step = done.global_step + 1
-
-    def due(self, steps: int) -> bool:
-        """Whether so many steps wait to be reported."""
-        return len(self._pending) >= steps
-
-    def flush(self, done: loop.StepDone, plan: Plan, global_batch: int) -> Record:
-        """Fetches the waiting steps, adds them up, and returns their mean as a record."""
-        check_finite(done.stats, f"step {done.global_step}")
-        interval, count = EpochSums(), len(self._pending)
-        for numbers in to_host(self._pending):
-            for sums in (interval, self._sums, self._total):
-                sums.add(**numbers)
-        seconds = self._wait_s + self._busy_s
-        self._images, self._train_s = self._images + count * global_batch, self._train_s + seconds
-        rate = count * global_batch / max(seconds, 1e-9)
-        record = {
-            "kind": "progress", "time_ms": _now_ms(), "global_step": self.step, "epoch": done.epoch, "step": done.step + 1,
-            "steps_per_epoch": plan.steps_per_epoch, "epochs": plan.epochs, "lr": done.lr,
-            "grad_norm": float(done.stats.grad_norm), "loss": interval.mean_loss, "top1": interval.top1_share, "top5": interval.top5_share, "images_per_s": rate,
-            "data_wait": self._wait_s / max(seconds, 1e-9), "step_s": seconds / count,
-            "left_s": (plan.steps - self.step) * global_batch / rate}  # fmt: skip
-        self._pending, self._wait_s, self._busy_s = [], 0.0, 0.0
-        return record
-
-    def take_bad(self) -> list[BadSample]:
-        """The bad samples since the last call."""
-        named, self._named = self._named, []
-        return named
-
-    def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
-        """Ends the epoch's sums; returns the record for the curve."""
-        record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": self._sums.mean_loss,
-                                  "train_top1": self._sums.top1_share}  # fmt: skip
-        if sums is not None:
-            record |= {"val_loss": sums.loss, "val_top1": sums.top1_share, "val_top5": sums.top5_share}
-            record |= {"val_samples": sums.count, "eval_digest": f"{sums.digest:016x}"}
-        self._curve.append(record)
-        self._sums = EpochSums()
-        return record
-
-    def progress(self, steps_per_epoch: int, total: Any) -> Progress:
-        """The state for a checkpoint; `total` sums a list of integers over the ranks."""
-        digest, bad = total([self._digest, self._bad])
-        self._last = Progress(
-            step=self.step, epoch=self.step // steps_per_epoch, digest=(self._start.digest + digest) % 2**64,
-            sums=self._sums.to_dict(), total=self._total.to_dict(), curve=self._curve, bad=self._start.bad + bad,
-            seconds=self._start.seconds + time.monotonic() - self._began)  # fmt: skip
-        return self._last
-
-    def summary(self) -> dict[str, Any]:
-        """For result.json; a run ends with a checkpoint, whose sums these are."""
-        last = replace(self._last or self._start)
-        return {
-            "data_digest": f"{last.digest:016x}", "bad_samples": last.bad, "seconds": last.seconds, "curve": last.curve,
-            "train_loss_mean": self._total.mean_loss,
-            "images_per_second": self._images / self._train_s if self._train_s else None}  # fmt: skip
-
-
 def bad_record(bad: BadSample, split: str) -> Record:
     """A bad sample as a record."""
-    return {"kind": "bad", "split": split, "id": bad.id, "shard": bad.shard, "key": bad.key, "reason": bad.reason,
-            "replaced_by": bad.replaced_by}  # fmt: skip
-
-
-def _sums(saved: dict[str, float]) -> EpochSums:
-    return EpochSums.from_dict(saved) if saved else EpochSums()
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+    return {
+        "kind": "bad",
+        "split": split,
+        "id": bad.id,
+        "shard": bad.shard,
+        "key": bad.key,
+        "reason": bad.reason,
+        "replaced_by": bad.replaced_by,
+    }

@@ -1,0 +1,201 @@
+"""A study: plain and residual nets trained alike, laid beside the paper's table, with a verdict that is computed.
+
+Its runs live in `<storage>/<study>/<run>/`, its own result beside them. Runs that have finished are not trained again,
+so a study goes on where it was, and grows when nets or seeds are added.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from orchestrator import figures
+from orchestrator.config import RunConfig
+from orchestrator.settings import sentences
+from orchestrator.state.storage import Storage
+from orchestrator.tracking import NullTracker, Tracker, open_tracker
+from orchestrator.verdict import DEGRADATION_NATS, Row, Verdict, verdict
+from pipelines.errors import ConfigError, TrainingError
+
+DEFAULT_NETS = "plain-18,plain-34,resnet-18,resnet-34"
+__all__ = ["DEFAULT_NETS", "DEGRADATION_NATS", "Row", "Study", "Verdict", "children", "parse_nets", "run", "verdict"]
+Say = Callable[[str], None]
+
+
+class Outcome(Protocol):
+    """What a study reads from a run's result."""
+
+    status: str
+    epochs: int
+    top1: float | None
+    train_loss: float | None
+    train_loss_mean: float | None
+    seconds: float
+    parameters: int
+    multiply_adds: int
+    weights_sha256: str | None
+    data_digest: str | None
+    mlflow_run_id: str | None
+    curve: list[dict[str, float]]
+
+
+class Train(Protocol):
+    """supervise.run: trains a run to its end, or returns at once where it has finished."""
+
+    def __call__(
+        self, config: RunConfig, *, home: Path, parent: str | None, say: Say, tags: dict[str, str]
+    ) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Study:
+    """result.json of a study."""
+
+    status: str
+    nets: list[Row]
+    degradation: bool | None
+    residual_converges_faster: bool | None
+    figure: str  # SVG; a PNG lies beside it
+    mlflow_url: str | None  # opens the curves side by side
+    verdict: str  # in words, with the thresholds
+
+
+def parse_nets(text: str) -> list[tuple[str | None, int]]:
+    """'plain-18,resnet-34' -> [("none", 18), (None, 34)]; None is the shortcut of the settings. Raises ConfigError."""
+    nets: list[tuple[str | None, int]] = []
+    for item in text.split(","):
+        found = re.fullmatch(r"(plain|resnet)-(\d{1,4})", item.strip())
+        if found is None:
+            raise ConfigError(
+                f"--nets: '{item.strip()}' is no net; use plain-DEPTH or resnet-DEPTH, such as {DEFAULT_NETS}"
+            )
+        net = ("none" if found[1] == "plain" else None, int(found[2]))
+        if net in nets:
+            raise ConfigError(f"--nets: '{item.strip()}' is there twice; use --seeds to train it more than once")
+        nets.append(net)
+    return nets
+
+
+def children(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int) -> list[RunConfig]:
+    """The settings of every run, seed by seed. Raises ConfigError for a net that does not exist."""
+    if not config.name:
+        raise ConfigError("name is not set; give the study a --name: the same name goes on with the same study")
+    if config.model.shortcut == "none" and any(shortcut is None for shortcut, _ in nets):
+        raise ConfigError("model.shortcut is none, and --nets has residual nets; set --model.shortcut to A, B or C")
+    storage = config.folder()
+    try:
+        return [
+            config.replace({
+                "name": f"{'plain' if shortcut else 'resnet'}-{depth}-s{seed}", "cluster.storage": storage,
+                "model.depth": depth, "model.shortcut": shortcut or config.model.shortcut, "train.seed": seed,
+            })
+            for seed in range(config.train.seed, config.train.seed + seeds)
+            for shortcut, depth in nets
+        ]  # fmt: skip
+    except ValidationError as error:
+        raise ConfigError(f"--nets: {sentences(error)}") from error
+
+
+def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *, home: Path, say: Say, train: Train,
+        cluster: Callable[[], AbstractContextManager[None]]) -> Study:  # fmt: skip
+    """Trains what is not trained yet, one run after the other, then compares.
+
+    `train` is supervise.run; `cluster` is entered once around all runs. Raises what `train` raises; the runs so far are
+    kept. A study that has finished is shown again, and neither cluster nor tracking server is contacted.
+    """
+    runs, storage = children(config, nets, seeds), Storage(config.folder())
+    before = _result(storage)
+    if before is not None and {(row["name"], row["seed"]) for row in before["nets"]} == {_key(child) for child in runs}:
+        # Each returns at once; a name that is used with other settings is refused.
+        rows = [_row(child, train(child, home=home, parent=None, say=_nothing, tags={})) for child in runs]
+        say(f"study {config.name} is finished; another --name trains anew (make demo NAME=other)")
+        return _show(storage, rows, before["mlflow_url"], say)
+    tracker, status = _open(config, storage, runs), "FAILED"
+    try:
+        with cluster():
+            rows = [_train(child, f"[{number}/{len(runs)}]", config.name, tracker, train, home, say)
+                    for number, child in enumerate(runs, 1)]  # fmt: skip
+        study = _show(storage, rows, tracker.view(config.name, [row.mlflow_run_id or "" for row in rows]), say)
+        _track(tracker, study)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if left := tracker.finish(status):
+            say(f"tracking: {left} records of the study did not reach {config.tracking.uri}")
+    return study
+
+
+def _train(child: RunConfig, place: str, study: str, tracker: Tracker, train: Train, home: Path, say: Say) -> Row:
+    say(f"{place} {child.name}")
+    return _row(child, train(child, home=home, parent=tracker.run_id, say=say, tags={"skiplane.study": study}))
+
+
+def _row(child: RunConfig, done: Outcome) -> Row:
+    if done.top1 is None or done.train_loss is None or done.train_loss_mean is None:
+        raise TrainingError(f"run {child.name} ended as {done.status} without a loss and an accuracy; look at its "
+                            f"result.json in {child.folder()}")  # fmt: skip
+    name, seed = _key(child)
+    return Row(name=name, seed=seed, depth=child.model.depth, shortcut=child.model.shortcut, train_loss=done.train_loss,
+               val_error=100.0 * (1.0 - done.top1), epochs=done.epochs, seconds=done.seconds, parameters=done.parameters,
+               multiply_adds=done.multiply_adds, weights_sha256=done.weights_sha256 or "",
+               data_digest=done.data_digest or "", mlflow_run_id=done.mlflow_run_id,
+               train_loss_mean=done.train_loss_mean, curve=done.curve)  # fmt: skip
+
+
+def _show(storage: Storage, rows: list[Row], link: str | None, say: Say) -> Study:
+    """Judges, draws, writes (result.json last) and prints."""
+    judged = verdict(rows)
+    for kind, content in figures.figure4(rows).items():
+        storage.write(f"figure4.{kind}", content)
+    study = Study("finished", rows, judged.degradation, judged.residual_converges_faster,
+                  f"{storage.place}/figure4.svg", link, judged.text)  # fmt: skip
+    storage.write("result.json", json.dumps(asdict(study), indent=1).encode())
+    say("\n" + figures.table_text(rows))
+    say(f"\n{judged.text}\n\nFigure: {study.figure} (and .png)")
+    say(f"Curves: {link or 'no MLflow server to open them in: see tracking.uri'}")
+    return study
+
+
+def _track(tracker: Tracker, study: Study) -> None:
+    """The parent run: verdict as tags, table as its description, figure and result as files."""
+    tracker.tags({"skiplane.degradation": str(study.degradation).lower(),
+                  "skiplane.residual_converges_faster": str(study.residual_converges_faster).lower()})  # fmt: skip
+    tracker.note(
+        f"{study.verdict}\n\n[Curves side by side]({study.mlflow_url})\n\n{figures.table_markdown(study.nets)}"
+    )
+    for kind, content in figures.figure4(study.nets).items():
+        tracker.file(content, f"figure4.{kind}")
+    tracker.file(json.dumps(asdict(study), indent=1).encode(), "result.json")
+
+
+def _open(config: RunConfig, storage: Storage, runs: Sequence[RunConfig]) -> Tracker:
+    """The parent run in MLflow; noted in study.json, so that going on does not make another."""
+    if config.tracking.uri == "off":
+        return NullTracker()
+    noted = json.loads(storage.read("study.json") or b"{}")
+    tracker = open_tracker(config.tracking.uri, config.tracking.experiment, config.name, run_id=noted.get("mlflow_run_id"),
+                           params={"runs": ", ".join(child.name for child in runs)},
+                           tags={"skiplane.kind": "study", "skiplane.study": config.name})  # fmt: skip
+    storage.write("study.json", json.dumps({"mlflow_run_id": tracker.run_id}).encode())
+    return tracker
+
+
+def _result(storage: Storage) -> dict[str, Any] | None:
+    raw = storage.read("result.json")
+    return None if raw is None else json.loads(raw)
+
+
+def _key(child: RunConfig) -> tuple[str, int]:
+    """("plain-18", 0): which net, and which seed."""
+    return child.name.rpartition("-s")[0], child.train.seed
+
+
+def _nothing(_: str) -> None:
+    """Says nothing."""

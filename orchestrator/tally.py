@@ -1,0 +1,130 @@
+"""The sums of a run that continue over checkpoints, and what is told of them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pipelines.quarantine import BadSample
+
+from orchestrator.context import Record
+from orchestrator.plan import Plan
+from orchestrator.state.checkpoints import Progress
+from orchestrator.training.evaluate import EvalSums
+from orchestrator.training.loop import StepDone
+from orchestrator.training.metrics import EpochSums
+from orchestrator.training.step import StepStats, check_finite, to_host
+
+
+class Tally:
+    """The sums that continue over checkpoints. Everything but digest and bad samples is equal on all ranks."""
+
+    def __init__(self, start: Progress) -> None:
+        self._start = start
+        self.step = start.step
+        self._sums, self._total = _sums(start.sums), _sums(start.total)
+        self._curve = list(start.curve)
+        self._digest, self._bad, self._named = 0, 0, list[BadSample]()
+        self._pending: list[StepStats] = []
+        self._wait_s = self._busy_s = 0.0
+        self._began = time.monotonic()
+        self._images, self._train_s = 0, 0.0
+        self._last: Progress | None = None
+
+    def add(self, done: StepDone) -> None:
+        """One step; nothing is fetched from the device."""
+        self._pending.append(done.stats)
+        self._digest = (self._digest + done.digest) % 2**64
+        self._bad += len(done.bad)
+        self._named += done.bad
+        self._wait_s, self._busy_s = self._wait_s + done.wait_s, self._busy_s + done.step_s
+        self.step = done.global_step + 1
+
+    def due(self, steps: int) -> bool:
+        """Whether so many steps wait to be reported."""
+        return len(self._pending) >= steps
+
+    def flush(self, done: StepDone, plan: Plan, global_batch: int) -> Record:
+        """Fetches the waiting steps, adds them up, and returns their mean as a record."""
+        check_finite(done.stats, f"step {done.global_step}")
+        interval, count = EpochSums(), len(self._pending)
+        for numbers in to_host(self._pending):
+            for sums in (interval, self._sums, self._total):
+                sums.add(**numbers)
+        seconds = self._wait_s + self._busy_s
+        self._images, self._train_s = self._images + count * global_batch, self._train_s + seconds
+        rate = count * global_batch / max(seconds, 1e-9)
+        record = {
+            "kind": "progress",
+            "time_ms": now_ms(),
+            "global_step": self.step,
+            "epoch": done.epoch,
+            "step": done.step + 1,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "epochs": plan.epochs,
+            "lr": done.lr,
+            "grad_norm": float(done.stats.grad_norm),
+            "loss": interval.mean_loss,
+            "top1": interval.top1_share,
+            "top5": interval.top5_share,
+            "images_per_s": rate,
+            "data_wait": self._wait_s / max(seconds, 1e-9),
+            "step_s": seconds / count,
+            "left_s": (plan.steps - self.step) * global_batch / rate,
+        }
+        self._pending, self._wait_s, self._busy_s = [], 0.0, 0.0
+        return record
+
+    def take_bad(self) -> list[BadSample]:
+        """The bad samples since the last call."""
+        named, self._named = self._named, []
+        return named
+
+    def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
+        """Ends the epoch's sums; returns the record for the curve."""
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "train_loss": self._sums.mean_loss,
+            "train_top1": self._sums.top1_share,
+        }
+        if sums is not None:
+            record |= {"val_loss": sums.loss, "val_top1": sums.top1_share, "val_top5": sums.top5_share}
+            record |= {"val_samples": sums.count, "eval_digest": f"{sums.digest:016x}"}
+        self._curve.append(record)
+        self._sums = EpochSums()
+        return record
+
+    def progress(self, steps_per_epoch: int, total: Callable[[list[int]], list[int]]) -> Progress:
+        """The state for a checkpoint; `total` sums a list of integers over the ranks."""
+        digest, bad = total([self._digest, self._bad])
+        self._last = Progress(
+            step=self.step,
+            epoch=self.step // steps_per_epoch,
+            digest=(self._start.digest + digest) % 2**64,
+            sums=self._sums.to_dict(),
+            total=self._total.to_dict(),
+            curve=list(self._curve),
+            bad=self._start.bad + bad,
+            seconds=self._start.seconds + time.monotonic() - self._began,
+        )
+        return self._last
+
+    def summary(self) -> dict[str, Any]:
+        """For result.json; a run ends with a checkpoint, whose sums these are."""
+        last = replace(self._last or self._start)
+        return {
+            "data_digest": f"{last.digest:016x}",
+            "bad_samples": last.bad,
+            "seconds": last.seconds,
+            "curve": last.curve,
+            "train_loss_mean": self._total.mean_loss,
+            "images_per_second": self._images / self._train_s if self._train_s else None,
+        }
+
+
+def _sums(saved: dict[str, float]) -> EpochSums:
+    return EpochSums.from_dict(saved) if saved else EpochSums()
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
