@@ -17,7 +17,7 @@ PAPER_TABLE_2 = {("plain", 18): 27.94, ("plain", 34): 28.54, ("resnet", 18): 27.
 TITLES = ("net", "training loss", "val error %", "paper, ImageNet %", "parameters", "multiply-adds", "seconds")
 # From shallow to deep, told apart by people with any colour vision, and in grey print by their darkness.
 COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#882255", "#332288")
-WIDTH = 110
+WIDTH = 140  # wide enough for several seeds; lines end where the table does
 
 
 class NetRun(Protocol):
@@ -53,7 +53,7 @@ def by_net(runs: Iterable[NetRun]) -> dict[str, list[NetRun]]:
 
 def cells(runs: Sequence[NetRun]) -> list[tuple[str, ...]]:
     """The table's cells, a row for each net; with several seeds the mean and, in brackets, the range."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, same in by_net(runs).items():
         first = same[0]
         paper = PAPER_TABLE_2.get(("plain" if first.plain else "resnet", first.depth))
@@ -106,9 +106,8 @@ def _draw(axes: "Axes", name: str, runs: Sequence[NetRun], colour: str) -> None:
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         axes.plot(epochs, [mean(v) for v in values], color=colour, linewidth=width, label=label, solid_capstyle="round")
         if len(runs) > 1:
-            axes.fill_between(
-                epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.15, linewidth=0
-            )
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _errors(run: NetRun, field: str) -> dict[int, float]:
@@ -117,10 +116,12 @@ def _errors(run: NetRun, field: str) -> dict[int, float]:
 
 
 def _dress(axes: "Axes", title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:

@@ -6,7 +6,7 @@ so a study goes on where it was, and grows when nets or seeds are added.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from orchestrator import figures
 from orchestrator.config import RunConfig
 from orchestrator.settings import sentences
+from orchestrator.state.records import Result
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import NullTracker, Tracker, open_tracker
 from orchestrator.verdict import DEGRADATION_NATS, Row, Verdict, verdict
@@ -27,29 +28,12 @@ __all__ = ["DEFAULT_NETS", "DEGRADATION_NATS", "Row", "Study", "Verdict", "child
 Say = Callable[[str], None]
 
 
-class Outcome(Protocol):
-    """What a study reads from a run's result."""
-
-    status: str
-    epochs: int
-    top1: float | None
-    train_loss: float | None
-    train_loss_mean: float | None
-    seconds: float
-    parameters: int
-    multiply_adds: int
-    weights_sha256: str | None
-    data_digest: str | None
-    mlflow_run_id: str | None
-    curve: list[dict[str, float]]
-
-
 class Train(Protocol):
     """supervise.run: trains a run to its end, or returns at once where it has finished."""
 
     def __call__(
-        self, config: RunConfig, *, home: Path, parent: str | None, say: Say, tags: dict[str, str]
-    ) -> Outcome: ...
+        self, config: RunConfig, *, home: Path, parent: str | None, say: Say, tags: Mapping[str, str]
+    ) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +69,8 @@ def children(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: i
     """The settings of every run, seed by seed. Raises ConfigError for a net that does not exist."""
     if not config.name:
         raise ConfigError("name is not set; give the study a --name: the same name goes on with the same study")
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}; at least 1 is needed")
     if config.model.shortcut == "none" and any(shortcut is None for shortcut, _ in nets):
         raise ConfigError("model.shortcut is none, and --nets has residual nets; set --model.shortcut to A, B or C")
     storage = config.folder()
@@ -137,16 +123,16 @@ def _train(child: RunConfig, place: str, study: str, tracker: Tracker, train: Tr
     return _row(child, train(child, home=home, parent=tracker.run_id, say=say, tags={"skiplane.study": study}))
 
 
-def _row(child: RunConfig, done: Outcome) -> Row:
+def _row(child: RunConfig, done: Result) -> Row:
     if done.top1 is None or done.train_loss is None or done.train_loss_mean is None:
         raise TrainingError(f"run {child.name} ended as {done.status} without a loss and an accuracy; look at its "
                             f"result.json in {child.folder()}")  # fmt: skip
     name, seed = _key(child)
-    return Row(name=name, seed=seed, depth=child.model.depth, shortcut=child.model.shortcut, train_loss=done.train_loss,
-               val_error=100.0 * (1.0 - done.top1), epochs=done.epochs, seconds=done.seconds, parameters=done.parameters,
-               multiply_adds=done.multiply_adds, weights_sha256=done.weights_sha256 or "",
-               data_digest=done.data_digest or "", mlflow_run_id=done.mlflow_run_id,
-               train_loss_mean=done.train_loss_mean, curve=done.curve)  # fmt: skip
+    return Row(
+        name=name, seed=seed, depth=child.model.depth, shortcut=child.model.shortcut, train_loss=done.train_loss,
+        val_error=100.0 * (1.0 - done.top1), epochs=done.epochs, seconds=done.seconds, parameters=done.parameters,
+        multiply_adds=done.multiply_adds, weights_sha256=done.weights_sha256, data_digest=done.data_digest,
+        mlflow_run_id=done.mlflow_run_id, train_loss_mean=done.train_loss_mean, curve=done.curve)  # fmt: skip
 
 
 def _show(storage: Storage, rows: list[Row], link: str | None, say: Say) -> Study:
@@ -167,9 +153,8 @@ def _track(tracker: Tracker, study: Study) -> None:
     """The parent run: verdict as tags, table as its description, figure and result as files."""
     tracker.tags({"skiplane.degradation": str(study.degradation).lower(),
                   "skiplane.residual_converges_faster": str(study.residual_converges_faster).lower()})  # fmt: skip
-    tracker.note(
-        f"{study.verdict}\n\n[Curves side by side]({study.mlflow_url})\n\n{figures.table_markdown(study.nets)}"
-    )
+    link = f"[Curves side by side]({study.mlflow_url})"
+    tracker.note(f"{study.verdict}\n\n{link}\n\n{figures.table_markdown(study.nets)}")
     for kind, content in figures.figure4(study.nets).items():
         tracker.file(content, f"figure4.{kind}")
     tracker.file(json.dumps(asdict(study), indent=1).encode(), "result.json")
@@ -180,9 +165,10 @@ def _open(config: RunConfig, storage: Storage, runs: Sequence[RunConfig]) -> Tra
     if config.tracking.uri == "off":
         return NullTracker()
     noted = json.loads(storage.read("study.json") or b"{}")
-    tracker = open_tracker(config.tracking.uri, config.tracking.experiment, config.name, run_id=noted.get("mlflow_run_id"),
-                           params={"runs": ", ".join(child.name for child in runs)},
-                           tags={"skiplane.kind": "study", "skiplane.study": config.name})  # fmt: skip
+    tracker = open_tracker(
+        config.tracking.uri, config.tracking.experiment, config.name, run_id=noted.get("mlflow_run_id"),
+        params={"runs": ", ".join(child.name for child in runs)},
+        tags={"skiplane.kind": "study", "skiplane.study": config.name})  # fmt: skip
     storage.write("study.json", json.dumps({"mlflow_run_id": tracker.run_id}).encode())
     return tracker
 

@@ -24,8 +24,8 @@ class Row:
     seconds: float
     parameters: int
     multiply_adds: int
-    weights_sha256: str
-    data_digest: str
+    weights_sha256: str | None
+    data_digest: str | None
     mlflow_run_id: str | None
     train_loss_mean: float  # over all steps
     curve: list[dict[str, float]] = field(repr=False)
@@ -48,25 +48,24 @@ class Verdict:
 def verdict(rows: Iterable[Row]) -> Verdict:
     """Whether the degradation shows, and whether the residual net converges faster: in every seed, or not.
 
-    Degradation: the deepest plain net's final training loss is above the shallowest one's by more than DEGRADATION_NATS,
-    and the deepest residual net's is not. Faster: of the shallowest depth that both kinds have, the residual net's
-    training loss, averaged over all steps, is below the plain net's.
+    Degradation: the deepest plain net's final training loss is above the shallowest one's by more than
+    DEGRADATION_NATS, and the deepest residual net's is not. Faster: of the least depth that both kinds have, the
+    residual net's training loss, averaged over all steps, is below the plain net's.
     """
     seeds: dict[int, list[Row]] = {}
     for row in rows:
         seeds.setdefault(row.seed, []).append(row)
-    gaps = [(_gap(of, True), _gap(of, False)) for of in seeds.values()]
-    leads = [_lead(of) for of in seeds.values()]
-    degraded = None if any(p is None or r is None for p, r in gaps) else all(
-        p > DEGRADATION_NATS and not r > DEGRADATION_NATS for p, r in gaps if p is not None and r is not None)  # fmt: skip
-    faster = None if None in leads else all(lead > 0 for lead in leads if lead is not None)
-    return Verdict(degraded, faster, _words(degraded, faster, gaps, leads))
+    plain = [_gap([row for row in same if row.plain]) for same in seeds.values()]
+    residual = [_gap([row for row in same if not row.plain]) for same in seeds.values()]
+    degraded, first = _degradation(plain, residual)
+    faster, second = _convergence([_lead(same) for same in seeds.values()])
+    return Verdict(degraded, faster, f"{first}\n{second}")
 
 
-def _gap(rows: list[Row], plain: bool) -> float | None:
+def _gap(rows: list[Row]) -> float | None:
     """Final training loss of the deepest net minus the shallowest one's; None where there is only one."""
-    kind = sorted((row for row in rows if row.plain is plain), key=lambda row: row.depth)
-    return kind[-1].train_loss - kind[0].train_loss if len(kind) > 1 else None
+    rows = sorted(rows, key=lambda row: row.depth)
+    return rows[-1].train_loss - rows[0].train_loss if len(rows) > 1 else None
 
 
 def _lead(rows: list[Row]) -> float | None:
@@ -77,20 +76,23 @@ def _lead(rows: list[Row]) -> float | None:
     return plain[common[0]] - residual[common[0]] if common else None
 
 
-def _words(degraded: bool | None, faster: bool | None, gaps: list[tuple[float | None, float | None]],
-           leads: list[float | None]) -> str:  # fmt: skip
-    if degraded is None:
-        first = "Degradation: not judged; two depths of plain and of residual nets are needed."
-    else:
-        plain, residual = ([g for g in side if g is not None] for side in zip(*gaps, strict=True))
-        first = (f"Degradation: {_yes(degraded)}. Final training loss, deepest minus shallowest net: plain "
-                 f"{spread(plain, '{:+.3f}')}, residual {spread(residual, '{:+.3f}')} nat; "
-                 f"more than {DEGRADATION_NATS} counts, in every seed.")  # fmt: skip
-    if faster is None:
-        return f"{first}\nFaster convergence: not judged; a plain and a residual net of one depth are needed."
-    below = [lead for lead in leads if lead is not None]
-    return (f"{first}\nResidual net converges faster: {_yes(faster)}. Training loss over all steps, plain minus residual "
-            f"net of the same depth: {spread(below, '{:+.3f}')} nat; above 0 counts, in every seed.")  # fmt: skip
+def _degradation(plain: list[float | None], residual: list[float | None]) -> tuple[bool | None, str]:
+    deeper, twins = [gap for gap in plain if gap is not None], [gap for gap in residual if gap is not None]
+    if not plain or len(deeper) < len(plain) or len(twins) < len(residual):
+        return None, "Degradation: not judged; two depths of plain and two of residual nets are needed."
+    shows = all(gap > DEGRADATION_NATS for gap in deeper) and not any(gap > DEGRADATION_NATS for gap in twins)
+    return shows, (f"Degradation: {_yes(shows)}. Final training loss, deepest minus shallowest net: plain "
+                   f"{spread(deeper, '{:+.3f}')} nat,\n  residual {spread(twins, '{:+.3f}')}; more than "
+                   f"{DEGRADATION_NATS} counts, in every seed.")  # fmt: skip
+
+
+def _convergence(leads: list[float | None]) -> tuple[bool | None, str]:
+    found = [lead for lead in leads if lead is not None]
+    if not leads or len(found) < len(leads):
+        return None, "Faster convergence: not judged; a plain and a residual net of one depth are needed."
+    shows = all(lead > 0 for lead in found)
+    return shows, (f"Residual net converges faster: {_yes(shows)}. Training loss over all steps, plain minus residual "
+                   f"net of one\n  depth: {spread(found, '{:+.3f}')} nat; above 0 counts, in every seed.")  # fmt: skip
 
 
 def _yes(value: bool) -> str:

@@ -4,7 +4,6 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 # MLflow's rule (its docs: "Logging metrics"), narrowed to ASCII. A bad name would poison the batch it is sent in.
@@ -80,8 +79,8 @@ class Tracker(Protocol):
     def note(self, markdown: str) -> None:
         """The description on the run's page (8,000 characters at most); its first three lines are seen unfolded."""
 
-    def file(self, path: Path, name: str) -> None:
-        """Keeps a small file under `name`; it is read now."""
+    def file(self, content: bytes, name: str) -> None:
+        """Keeps a small file (a figure, a result) under `name`, which may have folders."""
 
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:
         """A link that opens the curves of these runs side by side; None without a server."""
@@ -105,7 +104,7 @@ class NullTracker:
     def note(self, markdown: str) -> None:
         """Nothing."""
 
-    def file(self, path: Path, name: str) -> None:
+    def file(self, content: bytes, name: str) -> None:
         """Nothing."""
 
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:

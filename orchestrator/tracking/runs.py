@@ -4,7 +4,6 @@ import getpass
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from orchestrator.tracking import views
 from orchestrator.tracking.outbox import MemoryOutbox, Outbox
@@ -42,9 +41,9 @@ class MlflowTracker:
         """The description on the run's page."""
         self.tags({"mlflow.note.content": markdown[:NOTE]})
 
-    def file(self, path: Path, name: str) -> None:
+    def file(self, content: bytes, name: str) -> None:
         """Keeps a small file under `name`."""
-        self._outbox.put([File(name, path.read_bytes())])
+        self._outbox.put([File(name, content)])
 
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:
         """A saved view, or the plain link where it cannot be saved."""
