@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.training.fixed_point import FixedPointSum
+
 Way = Literal["fast", "ordered", "exact"]
 
 
@@ -103,6 +105,7 @@ class OrderedReduce:
         self._world_size = world_size
         self.forward = forward
         self._statistics: Tensor | None = None
+        self._sent = self._received = torch.empty(0)  # kept between steps: fresh pages cost more than the sums
 
     @contextmanager
     def lanes(self, last: bool) -> Iterator[None]:
@@ -116,31 +119,28 @@ class OrderedReduce:
         assert statistics is not None
         if self._world_size == 1:
             return statistics
-        total = self._sum(_flat([*_gradients(self._parameters), statistics]))
-        _write_gradients(self._parameters, total)
-        return total[-statistics.numel() :].clone()
+        self._sum_in_rank_order([*_gradients(self._parameters), statistics])
+        _write_gradients(self._parameters, self._sent)
+        end = sum(parameter.numel() for parameter in self._parameters) + statistics.numel()
+        return self._sent[end - statistics.numel() : end].clone()
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """values: [n] of this rank -> [n], the sum over ranks in rank order."""
-        share = -(-values.numel() // self._world_size)
-        padded = torch.cat([values, values.new_zeros(share * self._world_size - values.numel())])
-        received = torch.empty_like(padded)
-        dist.all_to_all_single(received, padded)  # [rank, share]: everyone's numbers of this rank's slice
-        parts = received.view(self._world_size, share)
-        mine = parts[0].clone()
+    def _sum_in_rank_order(self, tensors: Sequence[Tensor]) -> None:
+        """Leaves the sums over ranks, one after the other, in `self._sent`."""
+        n = sum(tensor.numel() for tensor in tensors)
+        share = -(-n // self._world_size)
+        if not self._sent.numel():
+            self._sent = tensors[0].new_zeros(share * self._world_size)
+            self._received = torch.empty_like(self._sent)
+        _flatten(tensors, self._sent[:n])
+        dist.all_to_all_single(self._received, self._sent)
+        parts = self._received.view(self._world_size, share)  # everyone's numbers of this rank's slice
         for part in parts[1:]:
-            mine += part
-        dist.all_gather(list(padded.view(self._world_size, share)), mine)
-        return padded[: values.numel()]
+            parts[0].add_(part)
+        dist.all_gather(list(self._sent.view(self._world_size, share)), parts[0])
 
 
 class ExactReduce:
-    """Integers are added, which is associative: neither the ranks nor who plays which lane matters.
-
-    For each tensor the largest magnitude over all lanes fixes a power of two, so that no sum over lanes overflows 62
-    bits; values times that power are rounded to int64, added, divided back. A tensor with a value that is not finite
-    becomes NaN as a whole, which `check_finite` finds.
-    """
+    """Integers are added, which is associative: neither the ranks nor who plays which lane matters."""
 
     scale = 1.0
 
@@ -149,14 +149,20 @@ class ExactReduce:
         self._total_lanes = total_lanes
         self._world_size = world_size
         self.forward = forward
-        self._lanes: list[Tensor] = []  # [gradients and statistics] of each lane so far
+        self._buffers: list[Tensor] = []  # gradients and statistics of a lane each; kept between steps
+        self._played = 0
         self._statistics: Tensor | None = None
+        self._sum: FixedPointSum | None = None
 
     @contextmanager
     def lanes(self, last: bool) -> Iterator[None]:
         yield
         assert self._statistics is not None
-        self._lanes.append(_flat([*_gradients(self._parameters), self._statistics]))
+        tensors = [*_gradients(self._parameters), self._statistics]
+        if self._played == len(self._buffers):
+            self._buffers.append(self._statistics.new_empty(sum(tensor.numel() for tensor in tensors)))
+        _flatten(tensors, self._buffers[self._played])
+        self._played += 1
         if not last:
             for parameter in self._parameters:
                 parameter.grad = None
@@ -166,41 +172,16 @@ class ExactReduce:
 
     def finish(self) -> Tensor:
         assert self._statistics is not None
-        # Every statistic has a scale of its own: a mean near 0 must not share one with a count.
-        sizes = [parameter.numel() for parameter in self._parameters] + [1] * self._statistics.numel()
-        total = fixed_point_sum(torch.stack(self._lanes), sizes, self._total_lanes, self._world_size)
+        if self._sum is None:
+            sizes = [parameter.numel() for parameter in self._parameters]
+            self._sum = FixedPointSum(
+                sizes, self._statistics.numel(), self._total_lanes, self._world_size, self._statistics.device
+            )
+        total = self._sum(self._buffers[: self._played])
         statistics = total[-self._statistics.numel() :].clone()
-        self._lanes, self._statistics = [], None
+        self._played, self._statistics = 0, None
         _write_gradients(self._parameters, total.div_(self._total_lanes))
         return statistics
-
-
-def fixed_point_sum(lanes: Tensor, sizes: Sequence[int], total_lanes: int, world_size: int) -> Tensor:
-    """The sum over all lanes of all ranks: the same bits however the lanes are dealt.
-
-    lanes: float32 [lanes of this rank, n]; sizes: lengths of the tensors that share a scale, n in all.
-    Returns float32 [n]. Finer than a float32 sum, except for values 2**-35 and less of their tensor's largest.
-    """
-    segments = torch.repeat_interleave(torch.tensor(sizes, device=lanes.device), output_size=lanes.shape[1])
-    largest = lanes.abs().amax(0).nan_to_num_(torch.inf, torch.inf)  # a maximum may lose a NaN, never an infinity
-    highest = lanes.new_zeros(len(sizes)).scatter_reduce(0, segments, largest, "amax")
-    if world_size > 1:
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-    bits = 62 - (total_lanes - 1).bit_length()
-    exponent = bits - torch.frexp(highest).exponent.long()  # |value| * 2**exponent <= 2**bits
-    up = _power_of_two(exponent)[segments]
-    total = torch.zeros(lanes.shape[1], dtype=torch.int64, device=lanes.device)
-    for lane in lanes:
-        total += (lane.double() * up).nan_to_num_(0, 0, 0).round_().long()
-    if world_size > 1:
-        dist.all_reduce(total)
-    result = total.double().mul_(_power_of_two(-exponent)[segments])
-    return torch.where(highest.isfinite()[segments], result, torch.nan).float()
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """2.0 ** exponent as float64, from its bits: pow need not be exact on every device. For -1022 .. 1023."""
-    return ((exponent + 1023) << 52).view(torch.float64)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -213,8 +194,8 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return gradients
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def _flatten(tensors: Sequence[Tensor], out: Tensor) -> None:
+    torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)
 
 
 def _write_gradients(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
