@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from jobs import edge
 from orchestrator import settings
+from orchestrator.cluster.environment import prepare
 from orchestrator.config import RunConfig, flatten
 from orchestrator.plan import describe, make_plan, plan_counts
 
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     args, config = settings.load(argv, own, surroundings)
     if args.dry_run:
         return dry_run(config)
+    prepare(surroundings.home)
     from orchestrator import supervise  # ray, torch and mlflow take seconds to import: not for a dry run
 
     try:

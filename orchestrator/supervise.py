@@ -112,7 +112,7 @@ class _Life:
         self.tracker = self._open_tracker(run_id, parent, tags)
         status = "FAILED"
         try:
-            with _signals(self.stop), session.session(self._logical_cpus(), self.home):
+            with _signals(self.stop), session.session(self._logical_cpus()):
                 result = self._result(self._attempts())
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
@@ -264,10 +264,10 @@ class _Life:
     def _announce(self, size: Size, step: int) -> None:
         epoch, at = self.plan.position(step)
         where = f"from epoch {epoch + 1} step {at}" if step else "from the start"
-        device = "GPU" if size.gpus else f"{size.cpus} CPU"
+        device = "1 GPU" if size.gpus else f"{size.cpus} CPU"
         share = efficiency(self.config.data.lanes, size.workers)
         self.say(
-            f"{self.config.name}: {size.workers} workers of one {device} each, {self.config.data.lanes} lanes "
+            f"{self.config.name}: {size.workers} workers, {device} each, {self.config.data.lanes} lanes "
             f"({share:.0%} of the workers' time used), {where}"
         )
         self.tracker.tags({"skiplane.world_size": str(size.workers), "skiplane.device": device})

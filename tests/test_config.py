@@ -55,7 +55,12 @@ def test_flags_win_over_file_over_recipe_over_defaults(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {lr: 0.5, momentum: 0.8}\n")
     config = load("--recipe", "digits", "--config", str(file), "--optim.lr", "0.25")
-    assert (config.optim.lr, config.optim.momentum, config.optim.schedule, config.optim.gamma) == (0.25, 0.8, "one_cycle", 0.1)
+    assert (config.optim.lr, config.optim.momentum, config.optim.schedule, config.optim.gamma) == (
+        0.25,
+        0.8,
+        "one_cycle",
+        0.1,
+    )
 
 
 def test_the_shell_cannot_name_a_run(monkeypatch):

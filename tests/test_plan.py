@@ -34,7 +34,9 @@ def test_every_lane_is_played_once_in_order(lanes, data):
     assert dealt == list(range(lanes))
 
 
-@pytest.mark.parametrize(("lanes", "world", "share"), [(8, 1, 1.0), (8, 3, 8 / 9), (8, 5, 0.8), (8, 7, 8 / 14), (8, 8, 1.0)])
+@pytest.mark.parametrize(
+    ("lanes", "world", "share"), [(8, 1, 1.0), (8, 3, 8 / 9), (8, 5, 0.8), (8, 7, 8 / 14), (8, 8, 1.0)]
+)
 def test_efficiency(lanes, world, share):
     assert efficiency(lanes, world) == pytest.approx(share)
 
@@ -79,7 +81,9 @@ def test_dry_run_of_every_recipe_imports_no_vendor(recipe, tmp_path):
         "heavy = {'torch', 'ray', 'mlflow', 'sklearn', 'nvidia.dali'} & set(sys.modules); "
         "assert not heavy, heavy; sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"SKIPLANE_HOME": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"SKIPLANE_HOME": str(tmp_path)}
+    )
     assert done.returncode == 0, done.stderr
     for words in SAYS[recipe]:
         assert words in done.stdout

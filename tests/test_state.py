@@ -13,7 +13,9 @@ from pipelines.errors import ClusterError, ConfigError
 
 
 def progress(step):
-    return Progress(step=step, epoch=0, digest=2**64 - step, sums={"a": 0.1}, total={}, curve=[{"epoch": 1}], bad=0, seconds=1.5)
+    return Progress(
+        step=step, epoch=0, digest=2**64 - step, sums={"a": 0.1}, total={}, curve=[{"epoch": 1}], bad=0, seconds=1.5
+    )
 
 
 def tensors(value):

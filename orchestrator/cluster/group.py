@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.context import Record
 from pipelines import errors
-from pipelines.errors import SkiplaneError
+from pipelines.errors import SkiplaneError, TrainingError
 
+# What a dead peer or a lost node never raises: trying again would only fail again.
+BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
 WorkerFunction = Callable[[Any, "RayContext"], dict[str, Any] | None]
 
 
@@ -111,6 +114,9 @@ def _enter(config: dict[str, Any]) -> dict[str, Any] | None:
     except SkiplaneError as error:
         context.fail(error)
         raise
+    except BUGS as bug:
+        context.fail(TrainingError(_where(bug)))
+        raise
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,18 @@ class Group:
         self._error: BaseException | None = None
         # Ray's own records go where nobody looks: unused, because one truth about 'latest' is enough.
         self._scratch = tempfile.mkdtemp(prefix="skiplane-ray-")
-        self._trainer = _trainer(function, job, size, mailbox, RunConfig(
-            name=name, storage_path=self._scratch,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            worker_runtime_env=_environment(size.interface)))  # fmt: skip
+        self._trainer = _trainer(
+            function,
+            job,
+            size,
+            mailbox,
+            RunConfig(
+                name=name,
+                storage_path=self._scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                worker_runtime_env=_environment(size.interface),
+            ),
+        )
         self._thread = threading.Thread(target=self._fit, name="fit", daemon=True)
         self._thread.start()
 
@@ -157,6 +171,12 @@ class Group:
             self._error = error
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _where(bug: BaseException) -> str:
+    """A bug as one sentence, with its place."""
+    place = traceback.extract_tb(bug.__traceback__)[-1]
+    return f"a worker raised {type(bug).__name__}: {bug} ({place.filename}:{place.lineno}); please report it"
 
 
 def raise_error(record: Record) -> None:
@@ -187,11 +207,12 @@ def _cause(error: BaseException) -> str:
     """The first telling line of what Ray raised."""
     if isinstance(error, TrainingFailedError):
         failures = getattr(error, "worker_failures", None) or {-1: getattr(error, "controller_failure", error)}
-        return "; ".join(f"rank {rank}: {_line(cause)}" if rank >= 0 else _line(cause) for rank, cause in failures.items())
+        return "; ".join(
+            f"rank {rank}: {_line(cause)}" if rank >= 0 else _line(cause) for rank, cause in failures.items()
+        )
     return _line(error)
 
 
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
-

@@ -81,10 +81,14 @@ def _ask(nodes: list[Node], data_root: str, place: str, probe: str) -> list[Repo
     try:
         return own + list(ray.get(pending, timeout=60))
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"a node did not answer the preflight within 60 s: {type(error).__name__}; look at "
-                           f"`ray status`, then submit again") from error  # fmt: skip
+        raise ClusterError(
+            f"a node did not answer the preflight within 60 s: {type(error).__name__}; look at "
+            f"`ray status`, then submit again"
+        ) from error
 
 
 def _refuse(setting: str, value: str, where: list[str], how: str) -> None:
     if where:
-        raise ClusterError(f"{setting} {value} {how} on {', '.join(where)}; every node has to see the same folder or URL")
+        raise ClusterError(
+            f"{setting} {value} {how} on {', '.join(where)}; every node has to see the same folder or URL"
+        )

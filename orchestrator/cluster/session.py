@@ -1,8 +1,4 @@
-"""Joining a Ray cluster, or starting one inside this process, and what is there.
-
-Every setting of Ray that Skiplane relies on for a driver is here; those of `ray start` are in local.py. Each was
-measured: Ray 2.60 polls its workers every 2 s and prints every line twice unless told otherwise.
-"""
+"""Joining a Ray cluster, or starting one inside this process, and what is there. See environment.py for its settings."""
 
 import os
 from collections.abc import Iterator
@@ -10,22 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+
 from pipelines.errors import ClusterError
-
-DRIVER_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen this soon, and an end too
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker appears twice
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less a group
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where their modules are
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-for _name, _value in DRIVER_ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)  # before ray.train is imported: it reads some of them at import
-
-import ray  # noqa: E402
-
 
 @dataclass(frozen=True)
 class Node:
@@ -43,7 +26,7 @@ class Node:
 
 
 @contextmanager
-def session(cpus: int, home: Path) -> Iterator[None]:
+def session(cpus: int) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names; without one, starts one with `cpus` logical CPUs and ends it at exit.
 
     Inside another session it is that one. Raises ClusterError where the cluster does not answer.
@@ -52,18 +35,25 @@ def session(cpus: int, home: Path) -> Iterator[None]:
         yield
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
-    if not joined:
-        _own_token(home)
     try:
         if joined:
             ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=_runtime_env())
         else:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1",
-                     object_store_memory=200 * 2**20, log_to_driver=False, logging_level="ERROR")  # fmt: skip
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=200 * 2**20,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS", "a local cluster")
-        raise ClusterError(f"RAY_ADDRESS: Ray at {where} does not answer: {str(error).splitlines()[0]}; check that the "
-                           f"cluster is up and that RAY_AUTH_TOKEN_PATH names its token") from error  # fmt: skip
+        raise ClusterError(
+            f"RAY_ADDRESS: Ray at {where} does not answer: {str(error).splitlines()[0]}; check that the "
+            f"cluster is up and that RAY_AUTH_TOKEN_PATH names its token"
+        ) from error
     try:
         yield
     finally:
@@ -91,18 +81,10 @@ def choose_workers(span: tuple[int, int], found: list[Node], cpus: int, gpus: in
         return min(fits, most)
     has = ", ".join(f"{n.address}: {n.cpus:g} CPUs {n.gpus:g} GPUs" for n in found)
     each = f"{cpus} CPU" + (f" and {gpus} GPU" if gpus else "")
-    raise ClusterError(f"cluster.workers asks for {least} workers of {each} each; the cluster has room for {fits} ({has}); "
-                       f"ask for {fits or 'fewer CPUs each'} or add nodes")  # fmt: skip
-
-
-def _own_token(home: Path) -> None:
-    """Ray's token on, in our own file of mode 0600: Ray's own would be world-readable."""
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return
-    from orchestrator.cluster.local import token_file
-
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(home))
-    os.environ["RAY_AUTH_MODE"] = "token"
+    raise ClusterError(
+        f"cluster.workers asks for {least} workers of {each} each; the cluster has room for {fits} ({has}); "
+        f"ask for {fits or 'fewer CPUs each'} or add nodes"
+    )
 
 
 def _runtime_env() -> dict[str, str] | None:
