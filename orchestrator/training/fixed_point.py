@@ -42,14 +42,14 @@ class FixedPointSum:
         exponent = (self._bits - torch.frexp(highest).exponent.long()).where(finite, 0)
         up = _power_of_two(exponent)
         for chunk in self._chunks:
-            scale, total = up[self._tensor_of[chunk]], self._total[chunk].zero_()
+            scale, total = up.index_select(0, self._tensor_of[chunk]), self._total[chunk].zero_()
             for lane in lanes:
                 total += (lane[chunk] * scale).round_().long()  # float32 * float64 is exact
         if self._world_size > 1:
             dist.all_reduce(self._total)
         down = _power_of_two(-exponent).where(finite, torch.nan)
         for chunk in self._chunks:
-            self._result[chunk] = self._total[chunk] * down[self._tensor_of[chunk]]
+            self._result[chunk] = self._total[chunk] * down.index_select(0, self._tensor_of[chunk])
         return self._result
 
     def _highest(self, lanes: Sequence[Tensor]) -> Tensor:

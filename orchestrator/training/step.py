@@ -122,9 +122,8 @@ class TrainStep:
                 logits = self.reduction.forward(x)
             logits = logits.float()
             loss = F.cross_entropy(logits, labels, label_smoothing=self._smoothing) * lanes  # sum of the lanes' means
-            seen = torch.stack(
-                [loss.detach(), *correct(logits.detach(), labels), loss.new_tensor(float(len(x))), loss.new_tensor(ask)]
-            )
+            counts = [loss.new_full((), float(len(x))), loss.new_full((), ask)]  # filled there: no copy to the device
+            seen = torch.stack([loss.detach(), *correct(logits.detach(), labels), *counts])
             self.reduction.add(torch.cat([lane_sums(self._norms), seen]), last)
             torch.autograd.backward(loss * self.reduction.scale)
 
