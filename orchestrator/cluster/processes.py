@@ -42,6 +42,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], mark: str, log
     with log.open("wb") as output:
         process = subprocess.Popen(command, env={**environment, MARK: mark}, stdin=subprocess.DEVNULL, stdout=output,
                                    stderr=subprocess.STDOUT, start_new_session=True, cwd=log.parent)  # fmt: skip
+    process.returncode = 0  # nobody waits for it; else Popen complains, when it is collected, that it still runs
     return Started(process.pid, psutil.Process(process.pid).create_time(), mark, str(log))
 
 
@@ -95,6 +96,8 @@ def tail(path: Path, lines: int = 5) -> str:
 
 
 def _root(service: Started) -> psutil.Process | None:
+    with suppress(ChildProcessError):
+        os.waitpid(service.pid, os.WNOHANG)  # a child of this very process that ended would stay as a zombie
     with suppress(*VANISHING):
         process = psutil.Process(service.pid)
         # A clock that is set moves psutil's creation times a little; a pid is not used again within a second.
@@ -118,14 +121,7 @@ def _signal(found: list[psutil.Process], number: int) -> None:
 def _wait_empty(service: Started, seconds: float) -> None:
     limit = time.monotonic() + seconds
     while members(service) and time.monotonic() < limit:
-        _reap(service.pid)
         time.sleep(0.1)
-
-
-def _reap(pid: int) -> None:
-    """A child of this very process stays a zombie until it is waited for."""
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 def _free(port: int) -> bool:

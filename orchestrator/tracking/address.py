@@ -1,5 +1,8 @@
 """Where MLflow is: may the URI be used, does anybody answer, and how is it shown."""
 
+import http.client
+import queue
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -8,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pipelines.errors import ClusterError, ConfigError
 
 PROBE_S = 6.0  # for an answer at the start; with a request after it, a dead server is known within 10 s
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306}
 
 
 def check(uri: str) -> None:
@@ -16,32 +20,44 @@ def check(uri: str) -> None:
     if scheme == "sqlite" and not uri.startswith("sqlite:////"):
         raise ConfigError(f"tracking.uri is {uri}; an absolute path is needed (sqlite:////home/me/mlflow.db): a job "
                           f"runs in another folder")  # fmt: skip
-    if scheme.partition("+")[0] not in ("http", "https", "sqlite", "postgresql", "mysql"):
+    if scheme.partition("+")[0] not in ("http", "https", "sqlite", *DATABASE_PORTS):
         raise ConfigError(f"tracking.uri is {without_password(uri)}; use http(s)://HOST:PORT of an MLflow server, or "
                           f"sqlite:////ABSOLUTE/mlflow.db (MLflow's plain folders are out of service)")  # fmt: skip
 
 
 def probe(uri: str) -> None:
-    """Raises ClusterError where a server does not answer at all. In a thread: no timeout covers looking up a name."""
-    shown = without_password(uri)
-    failure: list[str] = [f"no answer within {PROBE_S:.0f} s"]
+    """Raises ClusterError where nobody answers at a server's address; a file is not asked.
 
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(f"{shown.rstrip('/')}/health", timeout=PROBE_S).close()
-        except urllib.error.HTTPError as error:
-            failure[:] = [f"status {error.code}"] if error.code >= 500 else []
-        except (OSError, ValueError) as error:
-            failure[:] = [str(getattr(error, "reason", error))]
+    In a thread, because no timeout covers looking up a name.
+    """
+    if uri.startswith("sqlite:"):
+        return
+    answer: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: answer.put(_ask(uri)), name="skiplane-probe", daemon=True).start()
+    try:
+        cause = answer.get(timeout=PROBE_S + 1)
+    except queue.Empty:
+        cause = f"no answer within {PROBE_S:.0f} s"
+    if cause:
+        shown, settings = without_password(uri), "tracking.uri or MLFLOW_TRACKING_URI"
+        raise ClusterError(f"MLflow at {shown} does not answer ({cause}); start it (python -m jobs.local up), correct "
+                           f"{settings}, or set tracking.uri to off")  # fmt: skip
+
+
+def _ask(uri: str) -> str:
+    """Why there was no answer; nothing where there was."""
+    parts = urlsplit(uri)
+    try:
+        if parts.scheme in ("http", "https"):
+            urllib.request.urlopen(f"{without_password(uri).rstrip('/')}/health", timeout=PROBE_S).close()
         else:
-            failure.clear()
-
-    thread = threading.Thread(target=ask, name="skiplane-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE_S + 1)
-    if failure:
-        raise ClusterError(f"MLflow at {shown} does not answer ({failure[0]}); start it (python -m jobs.local up), "
-                           f"correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.uri to off")  # fmt: skip
+            port = parts.port or DATABASE_PORTS[parts.scheme.partition("+")[0]]
+            socket.create_connection((parts.hostname or "localhost", port), timeout=PROBE_S).close()
+    except urllib.error.HTTPError as error:
+        return f"status {error.code}" if error.code >= 500 else ""  # it may ask for a password here
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+    return ""
 
 
 def without_password(uri: str) -> str:

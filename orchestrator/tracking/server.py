@@ -15,27 +15,21 @@ from orchestrator.tracking.records import DatasetRef, File, Metric, Record, Stat
 from orchestrator.tracking.sender import Refused, Unreachable
 from pipelines.errors import ClusterError, ConfigError
 
-REQUEST_S = 10  # later, when nobody waits
+REQUEST_S = 10  # for one request
 ITEMS = 100  # tags or params in one request
 DIGEST = 36  # characters of a dataset's digest
 # Trying again cannot help: the request itself is wrong, or what it is about is gone.
-PERMANENT = {
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "BAD_REQUEST",
-    "INVALID_STATE",
-}
+PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
 
 
 class Server:
-    """MLflow at one URI. Methods raise ClusterError or ConfigError at the start of a run (`open_*`), and Unreachable or
-    Refused in `deliver`."""
+    """MLflow at one URI. While a run is opened, methods raise ClusterError or ConfigError; later, `deliver` raises
+    Unreachable or Refused."""
 
     def __init__(self, uri: str) -> None:
         self.uri, self.shown = uri, without_password(uri)
         check(uri)
-        if self.is_http:
-            probe(uri)
+        probe(uri)
         with self._opening():
             self.client = _client(uri)
 
