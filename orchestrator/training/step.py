@@ -152,7 +152,8 @@ class TrainStep:
         and differs in the last bits. Nothing is left behind: no gradient, no statistic (the net keeps no average).
         """
         lanes = self.passes[-1]
-        zeros = torch.zeros(lanes * self._micro_batch, 32, 32, 3, dtype=torch.uint8, device=self._device)
+        # 64 px: the smallest power of two at which even a micro-batch of one leaves each BatchNorm several values
+        zeros = torch.zeros(lanes * self._micro_batch, 64, 64, 3, dtype=torch.uint8, device=self._device)
         with torch.compiler.set_stance("force_eager"):
             for _ in range(2):
                 self._run(zeros, zeros[:, 0, 0, 0].long(), None, lanes, 0.0, last=True)
@@ -174,7 +175,7 @@ class TrainStep:
         self.optimizer.state.clear()
         for name, momentum in state["momentum"].items():
             buffer = torch.empty_like(parameters[name]).copy_(momentum)
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = buffer.detach()
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = buffer
 
 
 def correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
