@@ -1,0 +1,136 @@
+"""The worker without Ray: same samples at any number of processes, exact evaluation, bit-identical recovery."""
+
+import pytest
+import torch
+
+from orchestrator import worker
+from orchestrator.context import LocalContext
+from orchestrator.state.checkpoints import Checkpoints
+from orchestrator.state.storage import Storage
+from pipelines.errors import DataError
+from tests.gloo_group import GlooGroup, train
+
+SHORT = ("--train.epochs", "2", "--model.width", "4")
+
+
+def run(config, **context):
+    torch.set_num_threads(1)
+    found = Checkpoints(Storage(config.folder()), keep=2).latest()
+    return worker.train(worker.Job(config, found.name if found else None), LocalContext(**context))
+
+
+class After:
+    """Asks for a stop once so many progress records were heard."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def hear(self, records):
+        self.left -= sum(r["kind"] == "progress" for r in records)
+
+    def __call__(self):
+        return self.left <= 0
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(settings_for):
+    whole = run(settings_for("--name", "whole", *SHORT))
+    config = settings_for("--name", "cut", *SHORT)
+    cut = After(7)
+    first = run(config, hear=cut.hear, stop=cut)
+    assert (first["status"], 14 <= first["steps"] < 22) == ("stopped", True)
+    second = run(config)
+    assert second["status"] == "finished"
+    for key in ("weights_sha256", "data_digest", "curve", "train_loss_mean", "steps"):
+        assert second[key] == whole[key], key
+
+
+def test_checkpoints_at_any_interval_leave_the_result_alone(settings_for):
+    plain = run(settings_for("--name", "plain", *SHORT))
+    often = run(settings_for("--name", "often", *SHORT, "--train.checkpoint_steps", "3", "--tracking.log_steps", "5"))
+    assert often["weights_sha256"] == plain["weights_sha256"]
+    assert often["curve"] == plain["curve"]
+
+
+def test_lanes_fused_or_one_by_one_read_the_same_and_learn_alike(settings_for):
+    fused = run(settings_for("--name", "fused", *SHORT))
+    single = run(settings_for("--name", "single", *SHORT, "--train.lanes_per_pass", "1"))
+    assert single["data_digest"] == fused["data_digest"]
+    assert single["curve"][0]["train_loss"] == pytest.approx(fused["curve"][0]["train_loss"], rel=0.02)
+
+
+def test_more_epochs_go_on_where_the_schedule_allows_it(settings_for):
+    steps = ("--optim.schedule", "step", "--optim.milestones", "1", "--optim.lr", "0.05", "--model.width", "4")
+    whole = run(settings_for("--name", "whole", *steps, "--train.epochs", "2"))
+    run(settings_for("--name", "longer", *steps, "--train.epochs", "1"))
+    longer = run(settings_for("--name", "longer", *steps, "--train.epochs", "2"))
+    assert longer["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_diverging_run_fails_and_says_so(settings_for):
+    from pipelines.errors import TrainingError
+
+    config = settings_for("--name", "hot", *SHORT, "--optim.lr", "1000", "--optim.schedule", "constant")
+    with pytest.raises(TrainingError, match=r"training diverged at step \d+: .*lower optim.lr"):
+        run(config)
+
+
+def test_colour_noise_and_smoothing_and_clipping_run(settings_for):
+    flags = ("--data.pca_colour", "0.1", "--optim.label_smoothing", "0.1", "--optim.clip_norm", "1", "--train.epochs", "1")
+    one = run(settings_for("--name", "one", *SHORT, *flags))
+    two = run(settings_for("--name", "two", *SHORT, *flags))
+    assert one["weights_sha256"] == two["weights_sha256"]
+    plain = run(settings_for("--name", "plain", *SHORT, *flags, "--data.pca_colour", "0"))
+    assert plain["weights_sha256"] != one["weights_sha256"]
+
+
+def test_weights_to_start_from(settings_for, tmp_path):
+    first = run(settings_for("--name", "first", *SHORT))
+    config = settings_for("--name", "first", *SHORT)
+    weights = Checkpoints(Storage(config.folder()), keep=2).latest().tensors["model"]
+    torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "w.pt")
+    second = run(settings_for("--name", "second", *SHORT, "--model.init", str(tmp_path / "w.pt")))
+    assert second["curve"][0]["train_loss"] < 0.5 * first["curve"][0]["train_loss"]
+
+
+@pytest.mark.slow
+def test_the_same_samples_and_evaluation_at_1_2_and_3_processes(settings_for):
+    ends = {world: train(settings_for("--name", f"w{world}", *SHORT), world) for world in (1, 2, 3)}
+    assert len({summary["data_digest"] for ranks in ends.values() for summary in ranks}) == 1
+    evaluations = {s["curve"][-1]["eval_digest"] for ranks in ends.values() for s in ranks}
+    assert len(evaluations) == 1
+    assert {s["curve"][-1]["val_samples"] for ranks in ends.values() for s in ranks} == {360}
+    for ranks in ends.values():  # all ranks hold the same bits
+        assert len({s["weights_sha256"] for s in ranks}) == 1
+
+
+@pytest.mark.slow
+def test_exact_sums_give_the_same_weights_at_1_2_and_3_processes(settings_for):
+    flags = (*SHORT, "--train.reduce", "exact", "--train.epochs", "1")
+    hashes = {train(settings_for("--name", f"e{w}", *flags), w)[0]["weights_sha256"] for w in (1, 2, 3)}
+    assert len(hashes) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduce", ["fast", "ordered"])
+def test_three_processes_recover_bit_for_bit_from_a_sigkill(settings_for, reduce):
+    """Three ranks, because DDP lays its buckets anew after its first backward pass: with two the order cannot change."""
+    flags = (*SHORT, "--train.checkpoint_steps", "5", "--train.reduce", reduce)
+    whole = train(settings_for("--name", "whole", *flags), 3)[0]
+    config = settings_for("--name", "killed", *flags)
+    with GlooGroup(config, 3) as group:
+        saved = (r["step"] for r in group.records() if r["kind"] == "checkpoint")
+        assert next(step for step in saved if step >= 10) < 44
+        group.kill(1)
+    again = train(config, 3)[0]
+    for key in ("weights_sha256", "data_digest", "curve"):
+        assert again[key] == whole[key], key
+
+
+def test_a_shard_that_ends_too_early_is_a_data_error(settings_for, home, tmp_path):
+    import shutil
+
+    shutil.copytree(home / "data" / "digits", tmp_path / "torn")
+    shard = tmp_path / "torn" / "train-000003.tar"
+    shard.write_bytes(shard.read_bytes()[: 40 * 512])
+    with pytest.raises(DataError, match=r"shard .*train-000003.tar"):
+        run(settings_for("--name", "torn", *SHORT, "--data.root", str(tmp_path / "torn")))
