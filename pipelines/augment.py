@@ -61,7 +61,7 @@ def train_geometry(augment: Augment, seed: int, epoch: int, ids: ArrayLike, size
 
 
 def eval_geometry(resize: int, size: int, sizes: ArrayLike) -> Geometry:
-    """torchvision's Resize(resize) and CenterCrop(size): the long side is truncated, the offset rounded half to even."""
+    """torchvision's Resize(resize) and CenterCrop(size): long side truncated, offset rounded half to even."""
     sizes = np.asarray(sizes, np.int64)
     n, short = len(sizes), sizes.min(axis=1, keepdims=True)
     resized = resize * sizes // short

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels) as JPEGs: real images that a laptop packs in seconds."""
+"""scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels) as JPEGs: real images, packed in seconds."""
 
 import io
 from functools import partial
