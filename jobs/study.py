@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     cpus = config.cluster.span[1] * config.cluster.cpus_per_worker
     try:
         study.run(config, nets, args.seeds, home=surroundings.home, say=edge.say, train=supervise.run,
-                  cluster=lambda: session(cpus))  # fmt: skip
+                  cluster=lambda: session(cpus), stops=(KeyboardInterrupt, supervise.Stopped))  # fmt: skip
     except supervise.Stopped as stopped:
         edge.say(f"stopped; the same command goes on from the last checkpoint in {config.folder()}")
         return 128 + stopped.signum

@@ -88,11 +88,13 @@ def children(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: i
 
 
 def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *, home: Path, say: Say, train: Train,
-        cluster: Callable[[], AbstractContextManager[None]]) -> Study:  # fmt: skip
+        cluster: Callable[[], AbstractContextManager[None]],
+        stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Study:  # fmt: skip
     """Trains what is not trained yet, one run after the other, then compares.
 
-    `train` is supervise.run; `cluster` is entered once around all runs. Raises what `train` raises; the runs so far are
-    kept. A study that has finished is shown again, and neither cluster nor tracking server is contacted.
+    `train` is supervise.run; `cluster` is entered once around all runs; `stops` is what `train` raises when it was asked
+    to stop. All that it raises is raised on, and the runs so far are kept. A study that has finished is shown again, and
+    neither cluster nor tracking server is contacted.
     """
     runs, storage = children(config, nets, seeds), Storage(config.folder())
     before = _result(storage)
@@ -109,7 +111,7 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
         study = _show(storage, rows, tracker.view(config.name, [row.mlflow_run_id or "" for row in rows]), say)
         _track(tracker, study)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except stops:
         status = "KILLED"
         raise
     finally:
