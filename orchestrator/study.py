@@ -92,9 +92,9 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
         stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Study:  # fmt: skip
     """Trains what is not trained yet, one run after the other, then compares.
 
-    `train` is supervise.run; `cluster` is entered once around all runs; `stops` is what `train` raises when it was asked
-    to stop. All that it raises is raised on, and the runs so far are kept. A study that has finished is shown again, and
-    neither cluster nor tracking server is contacted.
+    `train` is supervise.run; `cluster` is entered once around all runs; `stops` is what `train` raises when it was
+    asked to stop. All that it raises is raised on, and the runs so far are kept. A study that has finished is shown
+    again, and neither cluster nor tracking server is contacted.
     """
     runs, storage = children(config, nets, seeds), Storage(config.folder())
     before = _result(storage)
