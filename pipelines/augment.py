@@ -85,7 +85,8 @@ def resized_crop(augment: Augment, seed: int, epoch: int, ids: NDArray[np.int64]
     h, w = height[row, first], width[row, first]
     y, x = np.floor(u[row, first, 2] * (sizes[:, 0] - h + 1)), np.floor(u[row, first, 3] * (sizes[:, 1] - w + 1))
     drawn = np.stack([y, x, h, w], axis=1).astype(np.int32)
-    return np.where(fits.any(axis=1)[:, None], drawn, _centre(sizes, augment.ratio)).astype(np.int32)
+    found = np.any(fits, axis=1, keepdims=True)
+    return np.where(found, drawn, _centre(sizes, augment.ratio)).astype(np.int32)
 
 
 def short_side_crop(augment: Augment, seed: int, epoch: int, ids: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ints:
@@ -116,8 +117,9 @@ def uniform(seed: int, purpose: int, epoch: int, ids: NDArray[np.int64], count: 
     counter = np.empty((len(ids), blocks, 4), np.uint64)
     counter[..., 0], counter[..., 1] = (ids & 0xFFFFFFFF)[:, None], (ids >> 32)[:, None]
     counter[..., 2], counter[..., 3] = epoch, np.arange(blocks)
-    bits = philox(counter.reshape(-1, 4), seed, purpose).reshape(len(ids), -1)[:, :count]
-    return bits * 2.0**-32
+    # The key's upper word carries the purpose, and what a seed has above 32 bits.
+    bits = philox(counter.reshape(-1, 4), seed & 0xFFFFFFFF, purpose ^ (seed >> 32 << 8) & 0xFFFFFFFF)
+    return bits.reshape(len(ids), -1)[:, :count].astype(np.float64) * 2.0**-32
 
 
 def philox(counter: NDArray[np.uint64], key0: int, key1: int) -> NDArray[np.uint64]:

@@ -1,29 +1,33 @@
-"""What the loop sees: batches of uint8 images on the device, made ahead by one thread that owns the DALI pipeline.
+"""What the loop sees: batches of uint8 images on the device, made ahead of it.
 
-    order -> reader -> EncodedBatch -> DALI -> Batch
-
-The thread is a producer, not the training thread; the seam between reading and decoding is EncodedBatch.
+order -> ids -> Reader -> EncodedBatch -> Decoding -> Batch
+(a thread that reads one batch ahead)     (a thread that owns the DALI pipeline)
 """
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipelines.augment import Augment, Geometry, eval_geometry, train_geometry
-from pipelines.dali import Decoder, Refused, Where
+from pipelines.dali import Decoder, Where
+from pipelines.decoding import Decoding, GeometryOf, StandIns
 from pipelines.digest import digest
 from pipelines.order import Order
-from pipelines.quarantine import BadSample, Quarantine, replacements
-from pipelines.reader import EncodedBatch, Reader
+from pipelines.producer import Producer
+from pipelines.quarantine import BadSample, Quarantine, nearest
+from pipelines.reader import EncodedBatch, Reader, Slab
+
+READ_AHEAD = 1  # encoded batches that wait for the decoder
+NEIGHBOURS = 32  # samples on either side that may stand in for a bad one in evaluation
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Images of one step on this rank, lane after lane."""
 
@@ -38,128 +42,43 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ask:
-    """A batch that is wanted: which samples, cropped how, for which slots of the global batch."""
+    """A batch that is wanted, its bytes, and how to decode it."""
 
     epoch: int
     step: int
-    ids: NDArray[np.int64]
-    slots: NDArray[np.int64]
+    slots: NDArray[np.int64]  # [n] places in the global batch, for the digest
     encoded: EncodedBatch
-    geometry: Geometry
+    geometry_of: GeometryOf
+    stand_ins: StandIns
 
 
-class Workshop:
-    """Turns asks into batches; lives in the producer thread. A refused batch is replayed image by image."""
+class Batches:
+    """Iterates asks into batches, in a thread that ends with `close`. Iterating again begins anew."""
 
     def __init__(
         self,
-        size: int,
-        decode: Where,
-        device: torch.device,
-        threads: int,
-        batch_size: int,
-        micro_batch: int,
         reader: Reader,
         quarantine: Quarantine,
+        *,
+        size: int,
+        batch_size: int,
+        device: torch.device,
+        decode: Where,
+        threads: int,
+        prefetch: int,
     ) -> None:
-        self._device_id = device.index or 0 if device.type == "cuda" else None
-        self._device, self._micro_batch, self._reader, self._quarantine = device, micro_batch, reader, quarantine
-        self._settings = (size, decode, self._device_id, threads)
-        self._decoder = Decoder(*self._settings, batch_size)
-        self._single: Decoder | None = None
+        self._reader, self._quarantine, self._prefetch = reader, quarantine, prefetch
+        self._delivery = Delivery(device)
+        self._decoder = partial(Decoder, size, decode, self._delivery.device_id, threads, batch_size)
+        self._producer: Producer[Batch] | None = None
 
-    def make(self, ask: Ask) -> Batch:
-        """Raises DataError where too many images are bad."""
-        reasons = {int(i): "its bytes do not match their checksum" for i in np.flatnonzero(~ask.encoded.intact)}
-        try:
-            fed = self._without(ask, reasons)
-            images = self._decoder.decode(fed.encoded, fed.geometry)
-        except Refused:
-            reasons |= self._refused(ask, reasons)
-            fed = self._without(ask, reasons)
-            images = self._decoder.decode(fed.encoded, fed.geometry)
-        encoded = fed.encoded
-        value = digest(ask.epoch, ask.step, ask.slots, encoded.ids, encoded.crc32)
-        labels = torch.from_numpy(encoded.labels.astype(np.int64)).to(self._device)
-        return Batch(images, labels, encoded.ids, ask.epoch, ask.step, value, self._name(ask, fed, reasons))
-
-    def _without(self, ask: Ask, reasons: dict[int, str]) -> Ask:
-        """The ask with each bad image replaced by its neighbour, cropped as the neighbour is."""
-        if not reasons:
-            return ask
-        rows = replacements([i not in reasons for i in range(len(ask.ids))], self._micro_batch)
-        return replace(ask, encoded=ask.encoded.take(rows), geometry=ask.geometry.take(rows))
-
-    def _refused(self, ask: Ask, known: dict[int, str]) -> dict[int, str]:
-        """Which images DALI refuses alone, and what it says."""
-        self._single = self._single or Decoder(*self._settings, 1)
-        reasons = {}
-        for i in range(len(ask.ids)):
-            if i not in known:
-                try:
-                    self._single.decode(ask.encoded.take([i]), ask.geometry.take([i]))
-                except Refused as refused:
-                    reasons[i] = str(refused)
-        return reasons
-
-    def _name(self, ask: Ask, fed: Ask, reasons: dict[int, str]) -> tuple[BadSample, ...]:
-        bad = tuple(
-            BadSample(int(ask.ids[i]), *self._reader.name(int(ask.ids[i])), reason, int(fed.encoded.ids[i]))
-            for i, reason in sorted(reasons.items())
-        )
-        self._quarantine.admit(bad)
-        return bad
-
-
-class Producer:
-    """Runs an iterator of batches in a thread of its own, `depth` ahead. An exception there is raised here."""
-
-    def __init__(self, source: "_Source", depth: int) -> None:
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(source,), name="batches", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[Batch]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def close(self) -> None:
-        """Ends the thread; what it had made is dropped."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)  # a producer that waits for room sees that it is closed
-            except queue.Empty:
-                continue
-
-    def _run(self, source: "_Source") -> None:
-        try:
-            for batch in source.produce():
-                if self._closed.is_set():
-                    return
-                self._queue.put(batch)
-            self._queue.put(None)
-        except BaseException as error:
-            self._queue.put(error)
-
-
-class _Source:
-    """What both kinds of batches share: a producer while they are iterated, and its end."""
-
-    def __init__(self, prefetch: int) -> None:
-        self._prefetch = prefetch
-        self._producer: Producer | None = None
-
-    def produce(self) -> Iterator[Batch]:
-        """In the producer thread."""
+    def asks(self) -> Generator[Ask, None, None]:
+        """Read in the reading thread."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self._producer = Producer(self, self._prefetch)
+        self._producer = Producer(self._produce, self._prefetch, "skiplane-decode")
         yield from self._producer
 
     def __enter__(self) -> Self:
@@ -169,14 +88,26 @@ class _Source:
         self.close()
 
     def close(self) -> None:
-        """Leaves no thread behind."""
+        """Leaves no thread behind; may be called twice."""
         if self._producer:
             self._producer.close()
-            self._producer = None
+
+    def _produce(self) -> Generator[Batch, None, None]:
+        decoding = Decoding(self._decoder(), self._reader, self._quarantine)
+        with self._delivery.stream(), Producer(self.asks, READ_AHEAD, "skiplane-ahead") as ahead:
+            for ask in ahead:
+                images, fed, bad = decoding.decode(ask.encoded, ask.geometry_of, ask.stand_ins)
+                value = digest(ask.epoch, ask.step, ask.slots, fed.ids, fed.crc32)
+                images, labels = self._delivery(images, torch.from_numpy(fed.labels.astype(np.int64)))
+                yield Batch(images, labels, fed.ids, ask.epoch, ask.step, value, bad)
 
 
-class TrainBatches(_Source):
-    """Training batches of this rank's lanes, from global step `start` to `stop`, over epochs without a seam."""
+class TrainBatches(Batches):
+    """Training batches of this rank's lanes, from global step `start` to `stop`, over epochs without a seam.
+
+    prefetch: finished batches that may wait. A bad image is replaced by the nearest good one of its own micro-batch.
+    Raises DataError in the consumer: a shard that is missing or cut short, too many bad images.
+    """
 
     def __init__(
         self,
@@ -194,37 +125,38 @@ class TrainBatches(_Source):
         prefetch: int,
         quarantine: Quarantine,
     ) -> None:
-        super().__init__(prefetch)
-        self._reader, self._order, self._augment, self._lanes, self._seed = reader, order, augment, lanes, seed
-        self._steps = range(start, stop)
-        self._workshop = (
-            augment.size,
-            decode,
-            device,
-            threads,
-            len(lanes) * order.micro_batch,
-            order.micro_batch,
+        super().__init__(
             reader,
             quarantine,
+            size=augment.size,
+            batch_size=len(lanes) * order.micro_batch,
+            device=device,
+            decode=decode,
+            threads=threads,
+            prefetch=prefetch,
         )
-        places = np.arange(order.micro_batch)
-        self._slots = np.concatenate([lane * order.micro_batch + places for lane in lanes])
+        self._order, self._augment, self._lanes, self._seed = order, augment, lanes, seed
+        self._steps = range(start, stop)
+        self._slots = (np.array(lanes)[:, None] * order.micro_batch + np.arange(order.micro_batch)).ravel()
 
-    def produce(self) -> Iterator[Batch]:
-        """One batch a step."""
-        workshop = Workshop(*self._workshop)
+    def asks(self) -> Generator[Ask, None, None]:
+        """One a step."""
         for global_step in self._steps:
-            yield workshop.make(self._ask(*divmod(global_step, self._order.steps_per_epoch)))
+            epoch, step = divmod(global_step, self._order.steps_per_epoch)
+            ids = self._order.ids(epoch, step, self._lanes)  # [lanes, micro_batch]
+            encoded = self._reader.read(ids.ravel(), self._delivery.slab)
+            yield Ask(epoch, step, self._slots, encoded, partial(self._geometry, epoch), partial(lane_mates, ids))
 
-    def _ask(self, epoch: int, step: int) -> Ask:
-        ids = self._order.ids(epoch, step, self._lanes).reshape(-1)
-        encoded = self._reader.read(ids)
-        geometry = train_geometry(self._augment, self._seed, epoch, ids, encoded.sizes)
-        return Ask(epoch, step, ids, self._slots, encoded, geometry)
+    def _geometry(self, epoch: int, encoded: EncodedBatch) -> Geometry:
+        return train_geometry(self._augment, self._seed, epoch, encoded.ids, encoded.sizes)
 
 
-class EvalBatches(_Source):
-    """The given ids, each exactly once, in batches; the last one may be short."""
+class EvalBatches(Batches):
+    """The given ids, each exactly once, in order; the last batch may be short.
+
+    A bad image is replaced by the good one with the nearest id, and the digest's slot is the id: so neither depends on
+    the number of workers.
+    """
 
     def __init__(
         self,
@@ -240,28 +172,31 @@ class EvalBatches(_Source):
         quarantine: Quarantine,
         prefetch: int = 2,
     ) -> None:
-        super().__init__(prefetch)
-        self._reader, self._ids, self._resize, self._size, self._batch_size = (
+        super().__init__(
             reader,
-            np.asarray(ids, np.int64),
-            resize,
-            size,
-            batch_size,
+            quarantine,
+            size=size,
+            batch_size=batch_size,
+            device=device,
+            decode=decode,
+            threads=threads,
+            prefetch=prefetch,
         )
-        self._workshop = (size, decode, device, threads, batch_size, batch_size, reader, quarantine)
+        self._ids, self._resize, self._size, self._batch_size = np.asarray(ids, np.int64), resize, size, batch_size
 
-    def produce(self) -> Iterator[Batch]:
-        """One batch after the other; the digest's slot is the sample id itself, so that any split adds up the same."""
-        workshop = Workshop(*self._workshop)
-        for step, first in enumerate(range(0, len(self._ids), self._batch_size)):
+    def asks(self) -> Generator[Ask, None, None]:
+        """One batch after the other; all are step 0, because a digest must not depend on who evaluates what."""
+        for first in range(0, len(self._ids), self._batch_size):
             ids = self._ids[first : first + self._batch_size]
-            encoded = self._reader.read(ids)
-            geometry = eval_geometry(self._resize, self._size, encoded.sizes)
-            yield replace(workshop.make(Ask(0, 0, ids, ids, encoded, geometry)), step=step)
+            encoded = self._reader.read(ids, self._delivery.slab)
+            yield Ask(0, 0, ids, encoded, self._geometry, partial(neighbours, ids, self._reader.split.samples))
+
+    def _geometry(self, encoded: EncodedBatch) -> Geometry:
+        return eval_geometry(self._resize, self._size, encoded.sizes)
 
 
 class SyntheticBatches:
-    """The same surface without data: one random batch again and again. A ceiling for benchmarks, a stand-in for tests."""
+    """The same surface without data: one random batch again and again. Ceiling of benchmarks, stand-in in tests."""
 
     def __init__(
         self,
@@ -293,3 +228,52 @@ class SyntheticBatches:
 
     def close(self) -> None:
         """Nothing runs."""
+
+
+class Delivery:
+    """Brings decoded images to the device, and makes the memory that encoded ones are read into.
+
+    On a GPU the copy runs in a stream of its own, so that it does not wait for the step that is running there, and
+    DALI gets its buffer back only when the copy is done: it knows nothing of the step that reads the images. Its price
+    is one pass over the images in device memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cuda = device.type == "cuda"
+        self.device_id = (device.index or 0) if self._cuda else None
+        self._consumer: Any = torch.cuda.current_stream(device) if self._cuda else None
+        self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
+
+    def slab(self, size: int) -> Slab:
+        """Memory for encoded images, uint8 [size]; pinned where a GPU reads from it."""
+        if not self._cuda:
+            return np.empty(size, np.uint8)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+
+    def stream(self) -> Any:
+        """A context for the producing thread: what it copies, it copies beside the step."""
+        return torch.cuda.stream(self._stream) if self._cuda else nullcontext()
+
+    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors on the device, safe to use in the stream that was current when this was made."""
+        if not self._cuda:
+            return list(tensors)
+        moved = [tensor.to(self._device, copy=True) for tensor in tensors]
+        self._stream.synchronize()
+        for tensor in moved:
+            tensor.record_stream(self._consumer)
+        return moved
+
+
+def lane_mates(ids: NDArray[np.int64], row: int) -> Iterator[int]:
+    """The other ids of a row's micro-batch, the nearest place first. ids: [lanes, micro_batch]."""
+    lane, place = divmod(row, ids.shape[1])
+    return nearest(place, ids[lane].tolist())
+
+
+def neighbours(ids: NDArray[np.int64], samples: int, row: int) -> Iterator[int]:
+    """Ids near that of a row, the nearest first."""
+    sample = int(ids[row])
+    near = range(max(0, sample - NEIGHBOURS), min(samples, sample + NEIGHBOURS + 1))
+    return nearest(sample - near.start, near)

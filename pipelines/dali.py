@@ -6,6 +6,7 @@ Crops are inputs, so pixels depend neither on the place in the batch nor on the 
 pixels were chosen against torchvision: antialiased linear, no EXIF rotation, no fast IDCT; within 1 of 255 of it.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ Where = Literal["gpu", "cpu"]
 
 
 class Refused(Exception):
-    """DALI could not decode a batch; at least one of its images is bad."""
+    """DALI could not decode a batch: at least one of its images is bad. It does not say reliably which one."""
 
 
 def resolve_decode(wanted: Literal["auto", "gpu", "cpu"], gpu_present: bool) -> Where:
@@ -45,7 +46,8 @@ class Decoder:
         hardware_load: float = 0.65,
     ) -> None:
         self._size = size
-        self._pipe = _build(size, decode, device_id, threads, batch_size, hardware_load)
+        self._build = partial(_build, size, decode, device_id, threads, batch_size, hardware_load)
+        self._pipe = self._build()
 
     def decode(self, batch: EncodedBatch, geometry: Geometry) -> torch.Tensor:
         """uint8 [n, size, size, 3] on the device, n = len(batch). Raises Refused; the next batch is right again."""
@@ -53,8 +55,10 @@ class Decoder:
         try:
             (images,) = self._pipe.run()
         except RuntimeError as error:
+            self._pipe = self._build()  # a failed pipeline may be invalid, says DALI; a new one takes some milliseconds
             raise Refused(_reason(error)) from error
-        return torch.from_dlpack(images.as_tensor())
+        decoded: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+        return decoded
 
     def _feed(self, batch: EncodedBatch, geometry: Geometry) -> None:
         feed = self._pipe.feed_input
@@ -77,10 +81,10 @@ def _build(size: int, decode: Where, device_id: int | None, threads: int, batch_
 
     # Depth 1: a batch goes in and comes out, so that one that is refused can be replayed. The producer thread keeps
     # the next batches ready; deeper pipes would only hide the same wait.
-    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
+    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1)
     def graph() -> Any:
         hardware = {"hw_decoder_load": load} if decode == "gpu" else {}
-        images = fn.decoders.image_slice(
+        images = fn.decoders.image_slice(  # type: ignore[call-overload]
             given("jpegs", types.UINT8, 1),
             given("anchor", types.INT32, 1),
             given("shape", types.INT32, 1),

@@ -5,8 +5,10 @@ Never mmap: a shared file that shrinks would kill the process.
 
 import itertools
 import os
+import threading
 import zlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipelines.dataset import Dataset
 from pipelines.errors import DataError
-from pipelines.index import BLOCK, key_at
+from pipelines.index import BLOCK, Index, key_at
+
+Slab = NDArray[np.uint8]
+MOST_OPEN = 256  # shards kept open between batches; a process is usually allowed 1024 files
+LEAST_PART = 16  # images; less is not worth a hand-over to another thread
+
+
+def _new(size: int) -> Slab:
+    return np.empty(size, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -43,102 +53,132 @@ class EncodedBatch:
         bounds = self.offsets.tolist()
         return [self.data[a:b] for a, b in itertools.pairwise(bounds)]
 
-    def take(self, rows: Sequence[int]) -> "EncodedBatch":
-        """Some samples, with repetition: what is fed in place of bad ones. Copies their bytes."""
-        index = np.asarray(rows)
-        parts = [self.image(i) for i in rows]
-        offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
+    def row(self, i: int) -> "EncodedBatch":
+        """The batch of one sample, a view."""
+        one, size = slice(i, i + 1), self.offsets[i + 1] - self.offsets[i]
         return EncodedBatch(
-            self.ids[index],
-            np.concatenate(parts) if parts else self.data[:0],
-            offsets,
-            self.labels[index],
-            self.sizes[index],
-            self.crc32[index],
-            self.intact[index],
+            self.ids[one],
+            self.image(i),
+            np.array([0, size]),
+            self.labels[one],
+            self.sizes[one],
+            self.crc32[one],
+            self.intact[one],
         )
 
 
+def joined(batches: Sequence[EncodedBatch]) -> EncodedBatch:
+    """Several batches as one; copies their bytes."""
+    lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
+    return EncodedBatch(
+        np.concatenate([batch.ids for batch in batches]),
+        np.concatenate([batch.data for batch in batches]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate([batch.labels for batch in batches]),
+        np.concatenate([batch.sizes for batch in batches]),
+        np.concatenate([batch.crc32 for batch in batches]),
+        np.concatenate([batch.intact for batch in batches]),
+    )
+
+
 class Reader:
-    """Reads samples of one split with `threads` threads. Safe to share between threads."""
+    """Reads samples of one split, with up to `threads` reads at once. Any thread may call it; calls take turns."""
 
     def __init__(self, dataset: Dataset, split: str, threads: int = 2) -> None:
         self.split = dataset.splits[split]
         self._index = dataset.index(split)
-        self._paths = [dataset.root / shard.name for shard in self.split.shards]
-        self._files: dict[int, int] = {}
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader") if threads > 1 else None
+        self._shards = OpenShards([dataset.root / shard.name for shard in self.split.shards])
+        self._threads = max(1, threads)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="skiplane-read")
+        self._turn = threading.Lock()
 
-    def read(self, ids: ArrayLike) -> EncodedBatch:
-        """One batch. Raises DataError where a shard is missing or shorter than its index says."""
+    def read(self, ids: ArrayLike, allocate: Callable[[int], Slab] = _new) -> EncodedBatch:
+        """One batch in the order of ids; `allocate` makes its slab.
+
+        Raises DataError where a shard is missing, or ends before its index does.
+        """
         ids = np.asarray(ids, np.int64)
         records = self._index[ids]
         offsets = np.concatenate([[0], np.cumsum(records["size"], dtype=np.int64)])
-        data = np.empty(int(offsets[-1]), np.uint8)
-        crcs = np.empty(len(ids), np.uint32)
-        jobs = list(
-            zip(
-                records["shard"].tolist(),
-                records["block"].tolist(),
-                offsets.tolist(),
-                offsets[1:].tolist(),
-                strict=False,
-            )
-        )
-        self._fill(jobs, memoryview(data), crcs)
+        data = allocate(int(offsets[-1]))
+        with self._turn:
+            crcs = self._fill(records, offsets, memoryview(data.data))
         sizes = np.stack([records["height"], records["width"]], axis=1).astype(np.int32)
-        return EncodedBatch(
-            ids, data, offsets, records["label"].astype(np.int32), sizes, crcs, crcs == records["crc32"]
-        )
+        labels = records["label"].astype(np.int32)
+        return EncodedBatch(ids, data, offsets, labels, sizes, crcs, crcs == records["crc32"])
 
     def name(self, sample: int) -> tuple[str, str]:
         """(shard, key) of a sample, for messages."""
         record = self._index[sample]
-        path = self._paths[int(record["shard"])]
+        path = self._shards.paths[int(record["shard"])]
         return path.name, key_at(path, int(record["block"]))
 
     def close(self) -> None:
-        """Closes the shards and ends the threads."""
-        if self._pool:
-            self._pool.shutdown()
-        for file in self._files.values():
-            os.close(file)
-        self._files = {}
+        """Ends the threads and closes the shards."""
+        self._pool.shutdown()
+        with self._turn:
+            self._shards.close()
 
-    def _fill(self, jobs: list[tuple[int, int, int, int]], slab: memoryview, crcs: NDArray[np.uint32]) -> None:
-        """Reads every job's bytes into the slab; a few large pieces of work, because a task costs more than a read."""
+    def _fill(self, records: Index, offsets: NDArray[np.int64], slab: "memoryview[int]") -> NDArray[np.uint32]:
+        files = self._shards.files(records["shard"].tolist())
+        begins = (records["block"].astype(np.int64) * BLOCK).tolist()
+        views = [slab[a:b] for a, b in itertools.pairwise(offsets.tolist())]
+        # A few large pieces of work, because handing one over costs more than a read; a single one is done here.
+        each = max(LEAST_PART, -(-len(views) // self._threads))
+        parts = [slice(first, first + each) for first in range(0, len(views), each)]
 
-        def part(first: int) -> None:
-            for i in range(first, len(jobs), self._threads):
-                shard, block, begin, end = jobs[i]
-                crcs[i] = self._pread(shard, block, slab[begin:end])
+        def fill(part: slice) -> list[int]:
+            return list(map(pread, files[part], begins[part], views[part]))
 
-        if self._pool is None:
-            part(0)
-        else:
-            list(self._pool.map(part, range(self._threads)))
+        done = map(fill, parts) if len(parts) == 1 else self._pool.map(fill, parts)
+        return np.array([crc for part in done for crc in part], np.uint32)
 
-    def _pread(self, shard: int, block: int, into: memoryview) -> int:
-        file, done = self._file(shard), 0
-        while done < len(into):
-            got = os.preadv(file, [into[done:]], block * BLOCK + done)
-            if got == 0:
-                raise DataError(
-                    f"shard {self._paths[shard]} ends before its index does; copy or pack the dataset again"
-                )
-            done += got
-        return zlib.crc32(into)
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            path: Path = self._paths[shard]
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard and its file descriptor."""
+
+    path: Path
+    file: int
+
+
+def pread(shard: OpenShard, begin: int, into: "memoryview[int]") -> int:
+    """Fills `into` from byte `begin` of a shard; the crc32 of what was read. Raises DataError at the shard's end."""
+    got = os.preadv(shard.file, [into], begin)
+    while got < len(into):  # a network file system may give less than was asked for; nothing is the end
+        more = os.preadv(shard.file, [into[got:]], begin + got)
+        if more == 0:
+            raise DataError(f"shard {shard.path} ends before its index does; copy or pack the dataset again")
+        got += more
+    return zlib.crc32(into)
+
+
+class OpenShards:
+    """Shards held open; past MOST_OPEN the one that was used longest ago is closed. Its callers take turns."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def files(self, shards: Sequence[int]) -> list[OpenShard]:
+        """These shards, open until the next call. Raises DataError where one cannot be opened."""
+        while len(self._open) > MOST_OPEN:
+            os.close(self._open.popitem(last=False)[1].file)
+        return [self._file(shard) for shard in shards]
+
+    def close(self) -> None:
+        """Closes them all."""
+        while self._open:
+            os.close(self._open.popitem()[1].file)
+
+    def _file(self, shard: int) -> OpenShard:
+        if shard not in self._open:
+            path = self.paths[shard]
             try:
-                opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[shard] = OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             except OSError as error:
                 raise DataError(
                     f"shard {path} cannot be opened: {error.strerror}; copy or pack the dataset again"
                 ) from error
-            if self._files.setdefault(shard, opened) != opened:  # another thread was faster
-                os.close(opened)
-        return self._files[shard]
+        self._open.move_to_end(shard)
+        return self._open[shard]
