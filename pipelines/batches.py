@@ -5,7 +5,7 @@ order -> ids -> Reader -> EncodedBatch -> Decoding -> Batch
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -93,8 +93,12 @@ class Batches:
             self._producer.close()
 
     def _produce(self) -> Generator[Batch, None, None]:
-        decoding = Decoding(self._decoder(), self._reader, self._quarantine)
-        with self._delivery.stream(), Producer(self.asks, READ_AHEAD, "skiplane-ahead") as ahead:
+        with (
+            closing(self._decoder()) as decoder,
+            self._delivery.stream(),
+            Producer(self.asks, READ_AHEAD, "skiplane-ahead") as ahead,
+        ):
+            decoding = Decoding(decoder, self._reader, self._quarantine)
             for ask in ahead:
                 images, fed, bad = decoding.decode(ask.encoded, ask.geometry_of, ask.stand_ins)
                 value = digest(ask.epoch, ask.step, ask.slots, fed.ids, fed.crc32)

@@ -47,7 +47,7 @@ class Decoder:
     ) -> None:
         self._size = size
         self._build = partial(_build, size, decode, device_id, threads, batch_size, hardware_load)
-        self._pipe = self._build()
+        self._pipe: Any = self._build()
 
     def decode(self, batch: EncodedBatch, geometry: Geometry) -> torch.Tensor:
         """uint8 [n, size, size, 3] on the device, n = len(batch). Raises Refused; the next batch is right again."""
@@ -59,6 +59,10 @@ class Decoder:
             raise Refused(_reason(error)) from error
         decoded: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
         return decoded
+
+    def close(self) -> None:
+        """Ends DALI's threads."""
+        self._pipe = None
 
     def _feed(self, batch: EncodedBatch, geometry: Geometry) -> None:
         feed = self._pipe.feed_input

@@ -68,8 +68,7 @@ def open_dataset(root: str | Path) -> Dataset:
     """Reads and checks dataset.json. Raises DataError, one sentence for each thing that may be wrong."""
     path = Path(root) / MANIFEST
     if not path.is_file():
-        what = "is empty" if Path(root).is_dir() and not any(Path(root).iterdir()) else f"has no {MANIFEST}"
-        raise DataError(f"{root} {what}; pack a dataset there first (python -m jobs.pack --help)")
+        raise DataError(f"{root} {_lack(Path(root))}; pack a dataset there first (python -m jobs.pack --help)")
     try:
         document = json.loads(path.read_text())
         version = document["format"]
@@ -98,6 +97,12 @@ def verify(
             _check(dataset.root / shard.name, shard, how)
             if progress:
                 progress(shard.name, shard.bytes)
+
+
+def _lack(root: Path) -> str:
+    if not root.is_dir():
+        return "is no folder" if root.exists() else "does not exist"
+    return f"has no {MANIFEST}" if any(root.iterdir()) else "is empty"
 
 
 def _check(path: Path, shard: Shard, how: str) -> None:
@@ -131,7 +136,7 @@ def _parse(root: Path, document: Mapping[str, Any]) -> Dataset:
 def _split(part: Mapping[str, Any]) -> Split:
     shards = tuple(Shard(**shard) for shard in part["shards"])
     for name in (part["index"], *(shard.name for shard in shards)):
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise DataError(f"{MANIFEST} names the file '{name}'; only names inside the dataset's folder are allowed")
     return Split(part["name"], shards, part["index"], part["index_sha256"])
 
