@@ -33,9 +33,9 @@ class Ear:
         self._kinds = {"progress": self._progress, "epoch": self._epoch, "bad": self._bad, "say": self._text}
 
     def resumes_at(self, step: int) -> None:
-        """A new attempt starts; what it repeats is counted."""
-        if step < self._reached:
-            self._say(f"resumed at step {step}: 0 samples lost, {self._reached - step} steps repeated")
+        """A group was started anew from this step; what it repeats is said. The position is the data's whole state."""
+        repeated = max(self._reached - step, 0)
+        self._say(f"resumed at step {step}: 0 samples lost, {repeated} steps repeated")
 
     def hear(self, records: list[Record]) -> None:
         """All records of one look into the mailbox."""

@@ -4,11 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from pipelines.batches import EvalBatches
-from pipelines.dali import resolve_decode
-from pipelines.dataset import Dataset, open_dataset
-from pipelines.quarantine import Quarantine
-from pipelines.reader import Reader
 
 from orchestrator.config import RunConfig
 from orchestrator.plan import counts_of
@@ -18,7 +13,12 @@ from orchestrator.state.storage import Storage
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.models.resnet import build
 from orchestrator.training.models.weights import load_weights
+from pipelines.batches import EvalBatches
+from pipelines.dali import resolve_decode
+from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError, DataError
+from pipelines.quarantine import Quarantine
+from pipelines.reader import Reader
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines.dataset import Dataset, open_dataset, verify
-
 from orchestrator import provenance, worker
 from orchestrator.cluster import session
 from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
@@ -27,6 +25,7 @@ from orchestrator.state.records import Result, admit, read_result, record_of, wr
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, open_tracker
 from orchestrator.worker import Job
+from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
 
 POLL_S = 0.3
@@ -79,6 +78,8 @@ def run(
 def open_checked(config: RunConfig) -> Dataset:
     """The dataset, with its shards checked as data.verify says. Raises ConfigError, DataError."""
     root = config.data.root
+    if config.model.init and not Path(config.model.init).is_file():
+        raise ConfigError(f"model.init is {config.model.init}, which does not exist; name a file of weights")
     if "://" not in root and not Path(root).exists():
         raise ConfigError(
             f"data.root is {root}, which does not exist; pack a dataset there (python -m jobs.pack --help) "
@@ -112,7 +113,7 @@ class _Life:
         self.tracker = self._open_tracker(run_id, parent, tags)
         status = "FAILED"
         try:
-            with _signals(self.stop), session.session(self._logical_cpus()):
+            with session.session(self._logical_cpus()), _signals(self.stop):  # in this order: ray.init takes SIGTERM
                 result = self._result(self._attempts())
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
@@ -151,7 +152,8 @@ class _Life:
         found = self.checkpoints.latest()
         self.workers = size.workers
         self._announce(size, found.progress.step if found else 0)
-        ear.resumes_at(found.progress.step if found else 0)
+        if self.restarts:
+            ear.resumes_at(found.progress.step if found else 0)
         job = Job(self.config, found.name if found else None)
         group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.restarts}")
         asked = False

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipelines.quarantine import BadSample
-
 from orchestrator.context import Record
 from orchestrator.plan import Plan
 from orchestrator.state.checkpoints import Progress
@@ -14,6 +12,7 @@ from orchestrator.training.evaluate import EvalSums
 from orchestrator.training.loop import StepDone
 from orchestrator.training.metrics import EpochSums
 from orchestrator.training.step import StepStats, check_finite, to_host
+from pipelines.quarantine import BadSample
 
 
 class Tally:

@@ -10,6 +10,7 @@ import ray
 
 from pipelines.errors import ClusterError
 
+
 @dataclass(frozen=True)
 class Node:
     """A living node."""
