@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from orchestrator import figures
+from orchestrator import figures, provenance
 from orchestrator.config import RunConfig
 from orchestrator.settings import sentences
 from orchestrator.state.records import Result
@@ -170,7 +170,7 @@ def _open(config: RunConfig, storage: Storage, runs: Sequence[RunConfig]) -> Tra
     tracker = open_tracker(
         config.tracking.uri, config.tracking.experiment, config.name, run_id=noted.get("mlflow_run_id"),
         params={"runs": ", ".join(child.name for child in runs)},
-        tags={"skiplane.kind": "study", "skiplane.study": config.name})  # fmt: skip
+        tags=provenance.tags() | {"skiplane.kind": "study", "skiplane.study": config.name})  # fmt: skip
     storage.write("study.json", json.dumps({"mlflow_run_id": tracker.run_id}).encode())
     return tracker
 

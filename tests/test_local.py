@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,12 +186,13 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_up_submit_status_down(cluster_home: Path) -> None:
-    home, ports, sessions = cluster_home, free_ports(3), set(Path(tempfile.gettempdir()).glob("skiplane-*"))
+    home, ports = cluster_home, free_ports(3)
     up = command("up", *flags(ports))
     assert up.returncode == 0, up.stderr
     assert f"source {home}/local/env.sh" in up.stdout
-    assert mode(home / "local" / "token") == 0o600
+    assert (mode(home / "local"), mode(home / "local" / "token")) == (0o700, 0o600)
     first = local.load(home)
+    assert mode(Path(first.ray_temp)) == 0o700
     members = [p for service in first.services.values() for p in processes.members(service)]
     assert len(members) > 10
     assert all(p.nice() == 0 for p in members)
@@ -220,7 +220,7 @@ def test_up_submit_status_down(cluster_home: Path) -> None:
     services_then = [*first.services.values(), *second.services.values()]
     assert not [p for service in services_then for p in processes.members(service)]
     assert [processes.holder(port) for port in ports] == [None] * 3
-    assert set(Path(tempfile.gettempdir()).glob("skiplane-*")) == sessions
+    assert not Path(first.ray_temp).exists()
     assert sorted(p.name for p in (home / "local").iterdir()) == ["lock", "logs", "token"]
     assert command("status").returncode == 1
 

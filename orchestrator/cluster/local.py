@@ -123,7 +123,8 @@ def _start_all(cluster: Cluster, names: list[str], say: Say) -> Cluster:
 def _start(cluster: Cluster, name: str) -> Cluster:
     log = cluster.folder / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    temp = tempfile.mkdtemp(prefix="skiplane-") if name == "ray" else cluster.ray_temp
+    # Short: a Unix socket in it may have 107 bytes of path. Private: Ray opens its own folder to everybody.
+    temp = tempfile.mkdtemp(prefix="skiplane-", dir="/tmp") if name == "ray" else cluster.ray_temp
     cluster = replace(cluster, ray_temp=temp)
     command = services.command(name, cluster.home, cluster.ports, temp)
     surroundings = services.environment(cluster.home, cluster.ports, os.environ)
@@ -189,7 +190,7 @@ def _clear(cluster: Cluster, names: list[str]) -> None:
         kept = cluster.folder / "logs" / "ray-session"
         shutil.rmtree(kept, ignore_errors=True)
         with suppress(OSError):
-            shutil.move(str(Path(cluster.ray_temp, "session_latest").resolve() / "logs"), kept)
+            shutil.move(str(Path(cluster.ray_temp, "ray", "session_latest").resolve() / "logs"), kept)
         shutil.rmtree(cluster.ray_temp, ignore_errors=True)
 
 
@@ -203,7 +204,7 @@ def _save(cluster: Cluster) -> None:
 def _locked(home: Path) -> Iterator[None]:
     """One `up` or `down` at a time; the lock goes with its process."""
     folder = home / "local"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

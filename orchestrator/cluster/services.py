@@ -67,7 +67,7 @@ def _ray(ports: Mapping[str, int], temp: str) -> list[str]:
     return ["start", "--head", "--block", f"--node-ip-address={NODE_IP}", f"--port={ports['ray']}",
             f"--dashboard-host={HOST}", f"--dashboard-port={ports['dashboard']}", "--dashboard-agent-listen-port=0",
             f"--ray-client-server-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0",
-            f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}", "--log-color=false"]  # fmt: skip
+            f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}/ray", "--log-color=false"]  # fmt: skip
 
 
 def _mlflow(home: Path, ports: Mapping[str, int]) -> list[str]:
@@ -118,7 +118,7 @@ def ready(name: str, home: Path, ports: Mapping[str, int]) -> bool:
 def token_file(home: Path) -> Path:
     """The file with Ray's token, mode 0600; made where there is none (Ray would make its own readable by all)."""
     path = home / "local" / "token"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         create_private(path, secrets.token_hex(32))
     if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
@@ -135,7 +135,7 @@ def create_private(path: Path, text: str) -> None:
 
 def replace_private(path: Path, text: str) -> None:
     """A file of mode 0600, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     create_private(partial, text)

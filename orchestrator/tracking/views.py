@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-CURVES = ("train/loss", "val/error", "train/top1", "val/loss")  # in this order, two in a row
+CURVES = ("train/loss", "val/error", "train/top1", "perf/images_per_s")  # in this order, two in a row
 SORT = "metrics.`val/error`"  # any metric: sorted by date, children hide under their parent
 MODE = "compareRunsMode=CHART&workflowType=machine_learning"
 
