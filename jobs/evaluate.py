@@ -63,7 +63,7 @@ def table(score: "Score") -> str:
         "top-5": f"{score.top5:.3%}  (error {1 - score.top5:.3%})",
         "loss": f"{score.loss:.4f} nat",
         "images": f"{score.samples:,}, each once; {score.bad_samples} bad ones replaced; id digest {score.id_digest}",
-        "protocol": f"short side {score.resize} px, centre crop {score.crop} px, {score.decode} decode, {score.precision}",
+        "protocol": f"short side {score.resize} px, centre {score.crop} px, {score.decode} decode, {score.precision}",
         "weights": f"sha256 {score.weights_sha256}",
         "dataset": f"digest {score.dataset_digest}",
     }

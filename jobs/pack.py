@@ -1,4 +1,4 @@
-"""Packs a dataset: `python -m jobs.pack digits --out DIR`, `python -m jobs.pack folder --train DIR --val DIR --out DIR`."""
+"""Packs a dataset: `python -m jobs.pack digits --out DIR`, or `folder --train DIR --val DIR --out DIR`."""
 
 import argparse
 import sys
@@ -26,9 +26,8 @@ def main(argv: list[str]) -> int:
     with Bar() as bar:
         made = pack(source, out, progress=bar.show, **cut)
     counts = ", ".join(f"{split.samples:,} {name} in {len(split.shards)} shards" for name, split in made.splits.items())
-    edge.say(
-        f"packed {out} in {time.monotonic() - began:.0f} s: {len(made.classes)} classes, {counts}, digest {made.digest[:16]}"
-    )
+    took = time.monotonic() - began
+    edge.say(f"packed {out} in {took:.0f} s: {len(made.classes)} classes, {counts}, digest {made.digest[:16]}")
     return 0
 
 

@@ -29,11 +29,11 @@ def main(argv: list[str]) -> int:
     from orchestrator import supervise  # ray, torch and mlflow take seconds to import: not for a dry run
     from orchestrator.cluster.session import session
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # between two runs, too, a stop marks the study KILLED
-    cpus = config.cluster.span[1] * config.cluster.cpus_per_worker
+    # Between two runs, too, a stop marks the study KILLED.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        study.run(config, nets, args.seeds, home=surroundings.home, say=edge.say, train=supervise.run,
-                  cluster=lambda: session(cpus), stops=(KeyboardInterrupt, supervise.Stopped))  # fmt: skip
+        study.run(config, nets, args.seeds, say=edge.say, train=supervise.run,
+                  cluster=lambda: session(config.cluster.cpus), stops=(KeyboardInterrupt, supervise.Stopped))  # fmt: skip
     except supervise.Stopped as stopped:
         edge.say(f"stopped; the same command goes on from the last checkpoint in {config.folder()}")
         return 128 + stopped.signum

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     from orchestrator import supervise  # ray, torch and mlflow take seconds to import: not for a dry run
 
     try:
-        result = supervise.run(config, home=surroundings.home, say=edge.say)
+        result = supervise.run(config, say=edge.say)
     except supervise.Stopped as stopped:
         edge.say(f"stopped; the same command goes on from the last checkpoint in {config.folder()}")
         return 128 + stopped.signum

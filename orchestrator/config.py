@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from orchestrator.training.models.arch import Arch
 
-IDENTITY, PLACEMENT, HORIZON = "identity", "placement", "horizon"
 Kind = Literal["identity", "placement", "horizon"]
+IDENTITY: Kind = "identity"
+PLACEMENT: Kind = "placement"
+HORIZON: Kind = "horizon"
 # Schedules that are the same function of the step for any number of epochs: such runs may be prolonged.
 PROLONGABLE = ("constant", "step")
 
@@ -231,6 +233,11 @@ class ClusterConfig(Section):
         """(least, most) workers."""
         least, _, most = self.workers.partition("..")
         return int(least), int(most or least)
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores that the most workers take."""
+        return self.span[1] * self.cpus_per_worker
 
 
 class TrackingConfig(Section):

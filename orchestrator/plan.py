@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.augment import Augment
-from pipelines.dataset import Dataset, open_dataset
-from pipelines.order import Order
-
 from orchestrator.config import RunConfig
 from orchestrator.training import schedule
 from orchestrator.training.models import cost
+from pipelines.augment import Augment
+from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError
+from pipelines.order import Order
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
     """The plan as text for a person."""
     rate = learning_rate(config, plan.steps_per_epoch)
     arch = config.model.arch(plan.classes)
-    least, most = config.cluster.span
+    _, most = config.cluster.span
     left_out = plan.order.left_out
     marks = sorted({0, plan.steps // 4, plan.steps // 2, 3 * plan.steps // 4, plan.steps - 1})
     lines = [
@@ -167,7 +166,7 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
         f"run        {plan.epochs} epochs = {plan.steps:,} steps",
         "rate       " + ", ".join(f"{rate(s):.4g} at step {s:,}" for s in marks),
     ]
-    for world in sorted({most, max(most - 1, least, 1)}, reverse=True):
+    for world in sorted({most, max(most - 1, 1)}, reverse=True):  # one lost is what a user should know before
         shares = [len(lanes_of(r, world, config.data.lanes)) for r in range(world)]
         shown = " + ".join(map(str, shares)) if world <= 8 else f"{max(shares)} at most"
         lines.append(

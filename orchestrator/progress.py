@@ -30,7 +30,13 @@ class Ear:
         self._best = 0.0
         self._printed = 0.0
         self._reached = 0
-        self._kinds = {"progress": self._progress, "epoch": self._epoch, "bad": self._bad, "say": self._text}
+        self._kinds = {
+            "progress": self._progress,
+            "epoch": self._epoch,
+            "bad": self._bad,
+            "say": self._text,
+            "decode": self._decode,
+        }
 
     def resumes_at(self, step: int) -> None:
         """A group was started anew from this step; what it repeats is said. The position is the data's whole state."""
@@ -65,6 +71,11 @@ class Ear:
             f"bad image in {record['split']}: {record['shard']} {record['key']} ({record['reason']}), replaced by "
             f"sample {record['replaced_by']}"
         )
+
+    def _decode(self, record: Record) -> None:
+        wanted = self._config.data.decode
+        self._say(f"training on {record['device']}, JPEGs are decoded on {record['where']} (data.decode = {wanted})")
+        self._tracker.tags({"skiplane.decode": record["where"], "skiplane.device": record["device"]})
 
     def _text(self, record: Record) -> None:
         self._say(record["text"])

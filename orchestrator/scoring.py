@@ -1,4 +1,4 @@
-"""Exact evaluation of weights on a dataset, in one process: each validation image once, the protocol beside the number."""
+"""Exact evaluation of weights, in one process: each validation image once, the protocol beside the number."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from orchestrator.training.evaluate import evaluate
 from orchestrator.training.models.resnet import build
 from orchestrator.training.models.weights import load_weights
 from pipelines.batches import EvalBatches
-from pipelines.dali import resolve_decode
+from pipelines.dali import Where, resolve_decode
 from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError, DataError
 from pipelines.quarantine import Quarantine
@@ -127,7 +127,7 @@ def _same_classes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], 
         )
 
 
-def _batches(config: RunConfig, dataset: Dataset, device: torch.device, decode: str) -> EvalBatches:
+def _batches(config: RunConfig, dataset: Dataset, device: torch.device, decode: Where) -> EvalBatches:
     data, threads = config.data, config.data.threads or config.cluster.cpus_per_worker
     samples = dataset.splits["val"].samples
     return EvalBatches(

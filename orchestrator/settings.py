@@ -58,7 +58,7 @@ class _Flags(RunConfig, BaseSettings):
     )
 
     @classmethod
-    def settings_customise_sources(
+    def settings_customise_sources(  # type: ignore[override]
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # by default the shell's NAME=x would become the run's name
@@ -86,7 +86,7 @@ def load(argv: Sequence[str], own: argparse.ArgumentParser, edge: Edge) -> tuple
     Raises ConfigError, one line for each wrong setting.
     """
     try:
-        source = CliSettingsSource(_Flags, root_parser=own, cli_parse_args=list(argv))  # type: ignore[arg-type, var-annotated]
+        source = CliSettingsSource(_Flags, root_parser=own, cli_parse_args=list(argv))  # type: ignore[var-annotated]
         args = own.parse_args(list(argv))
         merged = _merge(_merge(_recipe(args.recipe), _file(args.config)), dict(source()))
         return args, resolve(RunConfig.model_validate(merged), edge)

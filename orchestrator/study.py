@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -31,9 +30,7 @@ Say = Callable[[str], None]
 class Train(Protocol):
     """supervise.run: trains a run to its end, or returns at once where it has finished."""
 
-    def __call__(
-        self, config: RunConfig, *, home: Path, parent: str | None, say: Say, tags: Mapping[str, str]
-    ) -> Result: ...
+    def __call__(self, config: RunConfig, *, parent: str | None, say: Say, tags: Mapping[str, str]) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def children(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: i
         raise ConfigError(f"--nets: {sentences(error)}") from error
 
 
-def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *, home: Path, say: Say, train: Train,
+def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *, say: Say, train: Train,
         cluster: Callable[[], AbstractContextManager[None]],
         stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Study:  # fmt: skip
     """Trains what is not trained yet, one run after the other, then compares.
@@ -100,13 +97,13 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
     before = _result(storage)
     if before is not None and {(row["name"], row["seed"]) for row in before["nets"]} == {_key(child) for child in runs}:
         # Each returns at once; a name that is used with other settings is refused.
-        rows = [_row(child, train(child, home=home, parent=None, say=_nothing, tags={})) for child in runs]
+        rows = [_row(child, train(child, parent=None, say=_nothing, tags={})) for child in runs]
         say(f"study {config.name} is finished; another --name trains anew (make demo NAME=other)")
         return _show(storage, rows, before["mlflow_url"], say)
     tracker, status = _open(config, storage, runs), "FAILED"
     try:
         with cluster():
-            rows = [_train(child, f"[{number}/{len(runs)}]", config.name, tracker, train, home, say)
+            rows = [_train(child, f"[{number}/{len(runs)}]", config.name, tracker, train, say)
                     for number, child in enumerate(runs, 1)]  # fmt: skip
         study = _show(storage, rows, tracker.view(config.name, [row.mlflow_run_id or "" for row in rows]), say)
         _track(tracker, study)
@@ -120,9 +117,9 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
     return study
 
 
-def _train(child: RunConfig, place: str, study: str, tracker: Tracker, train: Train, home: Path, say: Say) -> Row:
+def _train(child: RunConfig, place: str, study: str, tracker: Tracker, train: Train, say: Say) -> Row:
     say(f"{place} {child.name}")
-    return _row(child, train(child, home=home, parent=tracker.run_id, say=say, tags={"skiplane.study": study}))
+    return _row(child, train(child, parent=tracker.run_id, say=say, tags={"skiplane.study": study}))
 
 
 def _row(child: RunConfig, done: Result) -> Row:

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 from orchestrator import provenance, worker
-from orchestrator.cluster import session
 from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
-from orchestrator.cluster.preflight import preflight
+from orchestrator.cluster.room import find_room
+from orchestrator.cluster.session import job_id, session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.context import Record
 from orchestrator.plan import Plan, counts_of, efficiency, make_plan
@@ -26,7 +26,7 @@ from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, open_tracker
 from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
-from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
+from pipelines.errors import ConfigError, SkiplaneError, TrainingError
 
 POLL_S = 0.3
 Say = Callable[[str], None]
@@ -54,7 +54,7 @@ class StopSignal:
 
 
 def run(
-    config: RunConfig, *, home: Path, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None
+    config: RunConfig, *, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None
 ) -> Result:
     """Trains the run that `config` names, from wherever it is, to its end.
 
@@ -71,7 +71,7 @@ def run(
     if done is not None and done.status == "finished" and done.epochs >= config.train.epochs:
         say(f"run {config.name} is finished: top-1 {_percent(done.top1)}; another --name trains anew")
         return done
-    life = _Life(config, dataset, plan, storage, home, say)
+    life = _Life(config, dataset, plan, storage, say)
     return life.live(record.mlflow_run_id if record else None, parent, dict(tags or {}))
 
 
@@ -93,15 +93,9 @@ def open_checked(config: RunConfig) -> Dataset:
 class _Life:
     """One submission of one run."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, home: Path, say: Say) -> None:
-        self.config, self.dataset, self.plan, self.storage, self.home, self.say = (
-            config,
-            dataset,
-            plan,
-            storage,
-            home,
-            say,
-        )
+    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, say: Say) -> None:
+        self.config, self.dataset, self.plan = config, dataset, plan
+        self.storage, self.say = storage, say
         self.checkpoints = Checkpoints(storage, config.train.keep, warn=say)
         self.restarts = 0
         self.workers = 0
@@ -113,7 +107,7 @@ class _Life:
         self.tracker = self._open_tracker(run_id, parent, tags)
         status = "FAILED"
         try:
-            with session.session(self._logical_cpus()), _signals(self.stop):  # in this order: ray.init takes SIGTERM
+            with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
                 result = self._result(self._attempts())
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
@@ -148,7 +142,7 @@ class _Life:
             mailbox.close()
 
     def _attempt(self, mailbox: Mailbox, ear: Ear) -> dict[str, Any]:
-        size = self._size()
+        size = find_room(self.config.cluster, self.config.data.root, self.storage, self.say, self._asked)
         found = self.checkpoints.latest()
         self.workers = size.workers
         self._announce(size, found.progress.step if found else 0)
@@ -188,42 +182,12 @@ class _Life:
         self.tracker.tags({"skiplane.restarts": str(self.restarts)})
         time.sleep(pause)
 
+    def _asked(self) -> bool:
+        return self.stop.signum is not None
+
     def _resume_step(self) -> int:
         names = self.checkpoints.names()
         return int(names[-1].rsplit("-", 1)[1]) if names else 0
-
-    # -- cluster -------------------------------------------------------------------------------------------------
-
-    def _logical_cpus(self) -> int:
-        return self.config.cluster.span[1] * self.config.cluster.cpus_per_worker
-
-    def _size(self) -> Size:
-        """Looks at the cluster as it is now."""
-        cluster, found = self.config.cluster, session.nodes()
-        gpus = int(cluster.device == "gpu" or (cluster.device == "auto" and any(node.gpus for node in found)))
-        workers = session.choose_workers(cluster.span, found, cluster.cpus_per_worker, gpus)
-        self._wait_for_room(workers * cluster.cpus_per_worker, workers * gpus)
-        usable = [node for node in found if node.fits(cluster.cpus_per_worker, gpus)]
-        interface = preflight(usable, self.config.data.root, self.storage)
-        return Size(workers, cluster.cpus_per_worker, gpus, cluster.timeout_seconds, interface)
-
-    def _wait_for_room(self, cpus: int, gpus: int) -> None:
-        """Others may use the cluster: said at once, and waited for no longer than cluster.wait_seconds."""
-        limit, told = time.monotonic() + self.config.cluster.wait_seconds, False
-        while (free := session.free()).get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
-            need = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
-            has = f"{free.get('CPU', 0):g} CPUs" + (f" and {free.get('GPU', 0):g} GPUs" if gpus else "")
-            if time.monotonic() > limit:
-                raise ClusterError(
-                    f"the run needs {need}; {has} are free, the rest is in use, after cluster.wait_seconds = "
-                    f"{self.config.cluster.wait_seconds}; try again later or ask for fewer workers"
-                )
-            if not told:
-                self.say(f"waiting for {need}: {has} are free")
-            told = True
-            if self.stop.signum is not None:
-                raise KeyboardInterrupt
-            time.sleep(1.0)
 
     # -- words ---------------------------------------------------------------------------------------------------
 
@@ -272,18 +236,12 @@ class _Life:
             f"{self.config.name}: {size.workers} workers, {device} each, {self.config.data.lanes} lanes "
             f"({share:.0%} of the workers' time used), {where}"
         )
-        self.tracker.tags({"skiplane.world_size": str(size.workers), "skiplane.device": device})
+        self.tracker.tags({"skiplane.world_size": str(size.workers), "ray.job_id": job_id()})
 
     def _result(self, summary: dict[str, Any]) -> Result:
         result = self._compose(summary)
         write_result(self.storage, result)
-        self.tracker.tags(
-            {
-                "skiplane.state": result.status,
-                "skiplane.decode": str(summary.get("decode")),
-                "skiplane.weights_sha256": str(result.weights_sha256),
-            }
-        )
+        self.tracker.tags({"skiplane.state": result.status, "skiplane.weights_sha256": str(result.weights_sha256)})
         return result
 
     def _ended(self, status: str, reason: str) -> Result:
@@ -297,35 +255,16 @@ class _Life:
         return result
 
     def _compose(self, summary: dict[str, Any]) -> Result:
-        curve = summary.get("curve") or []
-        last = curve[-1] if curve else {}
-        scored = next((r for r in reversed(curve) if "val_top1" in r), {})
-        return Result(
+        return Result.of(
+            summary,
             name=self.config.name,
-            status=summary["status"],
-            epochs=summary["epochs"],
-            steps=summary["steps"],
-            top1=scored.get("val_top1"),
-            top5=scored.get("val_top5"),
-            val_samples=scored.get("val_samples"),
-            loss=scored.get("val_loss"),
-            train_loss=last.get("train_loss"),
-            train_loss_mean=summary.get("train_loss_mean"),
-            weights_sha256=summary.get("weights_sha256"),
-            data_digest=summary.get("data_digest"),
-            eval_digest=scored.get("eval_digest"),
             dataset_digest=self.dataset.digest,
             world_size=self.workers,
             restarts=self.restarts,
-            bad_samples=summary.get("bad_samples", 0),
-            images_per_second=summary.get("images_per_second"),
-            seconds=summary.get("seconds", 0.0),
             parameters=self.plan.parameters,
             multiply_adds=self.plan.multiply_adds,
-            reason=summary.get("reason"),
             mlflow_run_id=self.tracker.run_id,
             mlflow_url=self.tracker.url,
-            curve=curve,
         )
 
 

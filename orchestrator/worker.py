@@ -12,12 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pipelines.augment import pca_shift
-from pipelines.batches import Batch, EvalBatches, TrainBatches
-from pipelines.dali import resolve_decode
-from pipelines.dataset import open_dataset
-from pipelines.quarantine import BadSample, Quarantine
-from pipelines.reader import Reader
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Context, Record
@@ -31,7 +25,13 @@ from orchestrator.training.evaluate import EvalSums, evaluate
 from orchestrator.training.models.resnet import build
 from orchestrator.training.models.weights import load_weights
 from orchestrator.training.step import TrainStep
+from pipelines.augment import pca_shift
+from pipelines.batches import Batch, EvalBatches, TrainBatches
+from pipelines.dali import resolve_decode
+from pipelines.dataset import open_dataset
 from pipelines.errors import DataError, TrainingError
+from pipelines.quarantine import BadSample, Quarantine
+from pipelines.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Worker:
         self.quarantine = {name: self._quarantine(name) for name in self.reader}
         self.step = self._build_step()
         self.tally = Tally(self._restore(job.resume))
+        if context.rank == 0:
+            context.send([{"kind": "decode", "where": self.decode, "device": context.device.type}])
         self.stack = stack
 
     def run(self) -> dict[str, Any]:
@@ -258,7 +260,6 @@ class Worker:
             "steps": self.tally.step,
             "epochs": self.tally.step // self.plan.steps_per_epoch,
             "weights_sha256": weights_sha256(self.step.model.state_dict()),
-            "decode": self.decode,
             **self.tally.summary(),
         }
 

@@ -94,11 +94,11 @@ class Studies:
     """Calls study.run with the stand-ins, and keeps what it says."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.training, self.home, self.said = Training(), tmp_path, list[str]()
+        self.training, self.said = Training(), list[str]()
 
     def run(self, config: RunConfig, nets: list[tuple[str | None, int]] = NETS, seeds: int = 1) -> study.Study:
         say, train, stops = self.said.append, self.training, (KeyboardInterrupt, Stopped)
-        return study.run(config, nets, seeds, home=self.home, say=say, train=train, cluster=nullcontext, stops=stops)
+        return study.run(config, nets, seeds, say=say, train=train, cluster=nullcontext, stops=stops)
 
 
 @pytest.fixture

@@ -57,7 +57,9 @@ class Mailbox:
 
     def __init__(self) -> None:
         here = ray.get_runtime_context().get_node_id()
-        self.actor = _Mailbox.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+        self.actor: Any = _Mailbox.options(  # type: ignore[attr-defined]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+        ).remote()
 
     def drain(self) -> list[Record]:
         """What came since the last call."""
@@ -110,7 +112,7 @@ def _enter(config: dict[str, Any]) -> dict[str, Any] | None:
     torch.set_num_threads(config["threads"])  # kernels split their sums by threads: the count is part of the bits
     context = RayContext(config["mailbox"])
     try:
-        return config["function"](config["job"], context)  # type: ignore[no-any-return]
+        return config["function"](config["job"], context)
     except SkiplaneError as error:
         context.fail(error)
         raise
@@ -131,7 +133,7 @@ class Size:
 
 
 class Group:
-    """One attempt at running `function(job, context)` on every worker, in a thread: signals stay with the main thread."""
+    """One attempt at running `function(job, context)` on every worker; in a thread, so that signals stay with ours."""
 
     def __init__(self, function: WorkerFunction, job: Any, size: Size, mailbox: Mailbox, name: str) -> None:
         self._outcome: dict[str, Any] | None = None

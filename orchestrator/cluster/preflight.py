@@ -1,5 +1,6 @@
 """Before a group starts: what every node can reach. Ray would find out at the first checkpoint, or never."""
 
+import ipaddress
 import platform
 import socket
 import uuid
@@ -60,10 +61,14 @@ def inspect(address: str, data_root: str, place: str, probe: str) -> Report:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has this address."""
+    """The network interface whose own address this is, or whose loopback network it is in."""
+    wanted = ipaddress.ip_address(address)
     for name, addresses in psutil.net_if_addrs().items():
-        if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
-            return str(name)
+        for own in addresses:
+            if own.family == socket.AF_INET and own.netmask:
+                interface = ipaddress.ip_interface(f"{own.address}/{own.netmask}")
+                if wanted == interface.ip or (wanted.is_loopback and wanted in interface.network):
+                    return str(name)
     return None
 
 

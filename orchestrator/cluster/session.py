@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one inside this process, and what is there. See environment.py for its settings."""
+"""Joining a Ray cluster, or starting one inside this process, and what is there; settings are in environment.py."""
 
 import os
 from collections.abc import Iterator
@@ -68,6 +68,11 @@ def nodes() -> list[Node]:
         for n in ray.nodes()
         if n["Alive"]
     ]
+
+
+def job_id() -> str:
+    """Ray's own id of this driver's job."""
+    return str(ray.get_runtime_context().get_job_id())
 
 
 def free() -> dict[str, float]:

@@ -1,7 +1,8 @@
 """What a run writes about itself: `run.json` at its start, `result.json` at its end."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from orchestrator.config import RunConfig, flatten, identity_difference, unflatten
@@ -47,6 +48,23 @@ class Result:
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any], **known: Any) -> "Result":
+        """From a worker's summary, or from what is known of a run that did not end by itself."""
+        curve = summary.get("curve") or []
+        scored: dict[str, Any] = next((r for r in reversed(curve) if "val_top1" in r), {})
+        own = {f.name for f in fields(cls)} & set(summary)
+        return cls(
+            top1=scored.get("val_top1"),
+            top5=scored.get("val_top5"),
+            val_samples=scored.get("val_samples"),
+            loss=scored.get("val_loss"),
+            eval_digest=scored.get("eval_digest"),
+            train_loss=curve[-1]["train_loss"] if curve else None,
+            **{name: summary[name] for name in own},
+            **known,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of result.json."""

@@ -58,7 +58,7 @@ def train(
     start: int,
     stop: int,
     request: Callable[[], float] = lambda: 0.0,
-    colour: Callable[[TrainBatch], Tensor | None] = lambda batch: None,
+    colour: Callable[[Any], Tensor | None] = lambda batch: None,
 ) -> Iterator[StepDone]:
     """Steps `start` to `stop` - 1, counted over the whole run; yields after each.
 
