@@ -90,9 +90,10 @@ def main(argv: Sequence[str]) -> int:
         reader = Reader(dataset, "train", setting.threads)
         stack.callback(reader.close)
         try:
-            rows = Bench(setting, dataset, reader, device).rows()
+            bench = Bench(setting, dataset, reader, device)
         except ValueError as error:  # numbers that do not fit each other, or the data
             raise ConfigError(str(error)) from error
+        rows = bench.rows()
         about = {"setting": asdict(setting), "machine": _machine(device), "data": _described(dataset, bool(data))}
     shown = columns(rows, device.type == "cuda")
     edge.say(table(shown))
