@@ -4,8 +4,8 @@
 
 Starts a one-machine cluster of its own (free ports, a temporary $SKIPLANE_HOME, ended afterwards) and submits a short
 digits run to it, round after round, with the command a user types. Nothing is measured inside the job: the moments are
-those that Ray's job and task tables, the MLflow run and its metrics have anyway. The first round, with whatever is cold,
-is shown apart from the others.
+those that Ray's job and task tables, the MLflow run and its metrics have anyway. The first round, with whatever is
+cold, is shown apart from the others.
 """
 
 import argparse
