@@ -28,8 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs import edge
-from orchestrator.cluster import local, services
-from orchestrator.cluster.processes import free_port
+from orchestrator.cluster import local, processes, services
 from pipelines.errors import ClusterError
 from pipelines.pack import pack
 from pipelines.sources.digits import digits
@@ -120,7 +119,7 @@ def _cluster() -> Iterator[local.Cluster]:
         home = Path(folder)
         pack(digits(), home / "data" / "digits", seed=0, shard_samples=180, progress=lambda *_: None)
         try:
-            cluster = local.up(home, {name: free_port() for name in local.DEFAULT_PORTS}, edge.say)
+            cluster = local.up(home, {name: processes.free_port() for name in local.DEFAULT_PORTS}, edge.say)
             for name in services.FOREIGN:
                 os.environ.pop(name, None)
             os.environ |= {
@@ -139,16 +138,16 @@ def measure(cluster: local.Cluster, setting: Setting, name: str) -> Moments:
 
     client = JobSubmissionClient(cluster.url("ray"))
     moments = {SUBMITTED: time.time()}
-    with (cluster.folder / f"{name}.log").open("w+") as log:
-        command = subprocess.Popen(_command(setting, name), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    log = cluster.folder / f"{name}.log"
+    with log.open("wb") as output:
+        command = subprocess.Popen(_command(setting, name), stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
             moments["driver runs"] = _driver_runs(client, name, command)
             code = command.wait(timeout=600)
         finally:
             command.kill()
-        log.seek(0)
-        if code:
-            raise ClusterError(f"job {name} failed; its last words:\n{log.read()[-2000:]}")
+    if code:
+        raise ClusterError(f"job {name} failed; its last words:\n{processes.tail(log)}")
     return moments | _from_ray(cluster, client.get_job_info(name)) | _from_mlflow(cluster, name)
 
 
