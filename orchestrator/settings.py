@@ -72,22 +72,26 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 
 def parser(description: str, usage: str) -> argparse.ArgumentParser:
     """The parser every job adds its own flags to, before it is given to `load`."""
-    made = Parser(
-        description=description, usage=usage, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
+    made = Parser(description=description, usage=usage, allow_abbrev=False, add_help=False)
+    made.add_argument("-h", "--help", action="store_true", help="show this, and every setting with unit and default")
     add_source_flags(made)
     return made
 
 
 def load(argv: Sequence[str], own: argparse.ArgumentParser, edge: Edge) -> tuple[argparse.Namespace, RunConfig]:
-    """Parses a job's own flags and all settings.
+    """Parses a job's own flags, then all settings.
 
-    Returns the job's own namespace and the resolved, frozen configuration (absolute paths, no empty defaults).
+    Two parsers, because the settings' one claims each section's bare name, such as --data. Returns the job's own
+    namespace and the resolved, frozen configuration (absolute paths, no empty defaults); --help prints and exits.
     Raises ConfigError, one line for each wrong setting.
     """
+    args, rest = own.parse_known_args(list(argv))
+    flags = Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     try:
-        source = CliSettingsSource(_Flags, root_parser=own, cli_parse_args=list(argv))  # type: ignore[var-annotated]
-        args = own.parse_args(list(argv))
+        source = CliSettingsSource(_Flags, root_parser=flags, cli_parse_args=rest)  # type: ignore[var-annotated]
+        if args.help:
+            print(own.format_help() + flags.format_help())
+            raise SystemExit(0)
         merged = _merge(_merge(_recipe(args.recipe), _file(args.config)), dict(source()))
         return args, resolve(RunConfig.model_validate(merged), edge)
     except ValidationError as error:
