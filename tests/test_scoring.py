@@ -1,0 +1,92 @@
+"""Scores of weights: exact, the same as in training, and refused where they would be meaningless."""
+
+import json
+
+import pytest
+import torch
+
+from jobs import evaluate
+from orchestrator import worker
+from orchestrator.context import LocalContext
+from orchestrator.state.records import record_of, write_record
+from orchestrator.state.storage import Storage
+from pipelines.dataset import open_dataset
+from pipelines.errors import ConfigError, DataError
+
+SHORT = ("--train.epochs", "1", "--model.width", "4")
+
+
+@pytest.fixture
+def trained(settings_for, home, monkeypatch):
+    """A run that was trained, as supervise leaves it: run.json and a checkpoint. Returns its settings and summary."""
+    monkeypatch.setenv("SKIPLANE_HOME", str(home))
+    torch.set_num_threads(1)
+    config = settings_for("--name", "a", *SHORT)
+    write_record(Storage(config.folder()), record_of(config, open_dataset(config.data.root).digest, None))
+    return config, worker.train(worker.Job(config), LocalContext())
+
+
+def score(tmp_path, *flags):
+    assert evaluate.main([*flags, "--json", str(tmp_path / "score.json")]) == 0
+    return json.loads((tmp_path / "score.json").read_text())
+
+
+def test_a_run_scores_what_its_training_said(trained, tmp_path, capsys):
+    config, summary = trained
+    found = score(tmp_path, "--run", "a", "--cluster.storage", config.cluster.storage)
+    last = summary["curve"][-1]
+    assert (found["top1"], found["loss"], found["samples"]) == (last["val_top1"], last["val_loss"], 360)
+    assert found["id_digest"] == last["eval_digest"]
+    assert found["weights_sha256"] == summary["weights_sha256"]
+    assert "centre 16 px" in capsys.readouterr().out  # the protocol stands beside the number
+
+
+def test_a_file_scores_as_its_run_does_at_any_batch(trained, tmp_path):
+    config, summary = trained
+    from orchestrator.scoring import weights_of_run
+
+    weights = weights_of_run(config)
+    torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "w.pt")
+    net = ("--recipe", "digits-quick", "--model.width", "4", "--data", config.data.root)
+    found = score(tmp_path, "--weights", str(tmp_path / "w.pt"), *net, "--data.eval_batch", "7")
+    assert (found["top1"], found["samples"]) == (summary["curve"][-1]["val_top1"], 360)
+    assert found["id_digest"] == summary["curve"][-1]["eval_digest"]
+
+
+def test_weights_for_other_classes_are_refused(trained, tmp_path):
+    config, _ = trained
+    from orchestrator.scoring import weights_of_run
+
+    weights = weights_of_run(config)
+    torch.save({**weights, "fc.weight": torch.zeros(7, 32), "fc.bias": torch.zeros(7)}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="the weights are for 7 classes, the dataset has 10"):
+        evaluate.main(["--weights", str(tmp_path / "w.pt"), "--recipe", "digits-quick", "--model.width", "4"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "sentence"),
+    [
+        ([], ConfigError, "one of --run NAME and --weights FILE is needed"),
+        (["--run", "a", "--weights", "b"], ConfigError, "one of --run NAME and --weights FILE is needed"),
+        (["--run", "none"], DataError, "run 'none' is not in"),
+        (["--weights", "/no/such.pt"], ConfigError, "weights file /no/such.pt cannot be read"),
+        (["--weights", __file__], ConfigError, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(home, monkeypatch, flags, kind, sentence):
+    monkeypatch.setenv("SKIPLANE_HOME", str(home))
+    with pytest.raises(kind, match=sentence):
+        evaluate.main(flags)
+    assert not (home / "runs").exists()
+
+
+def test_nothing_in_a_weights_file_is_executed(home, tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    monkeypatch.setenv("SKIPLANE_HOME", str(home))
+    torch.save({"fc.weight": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        evaluate.main(["--weights", str(tmp_path / "evil.pt"), "--recipe", "digits-quick"])
+    assert not (tmp_path / "executed").exists()
