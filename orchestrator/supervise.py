@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator import provenance, worker
 from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
-from orchestrator.cluster.room import find_room
+from orchestrator.cluster.room import find_room, find_workers
 from orchestrator.cluster.session import job_id, session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.context import Record
@@ -23,7 +23,7 @@ from orchestrator.progress import Ear
 from orchestrator.state.checkpoints import Checkpoints
 from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import DatasetRef, NullTracker, Tracker, open_tracker
+from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
 from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ConfigError, SkiplaneError, TrainingError
@@ -103,12 +103,20 @@ class _Life:
         self.stop = StopSignal()
 
     def live(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Result:
-        """Tracker open, cluster joined, attempts, result."""
-        self.tracker = self._open_tracker(run_id, parent, tags)
+        """Server and cluster looked at, tracker open, attempts, result."""
+        if self.config.tracking.uri != "off":
+            answers(self.config.tracking.uri)
+        with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
+            find_workers(self.config.cluster)
+            self.tracker = self._open_tracker(run_id, parent, tags)
+            return self._tracked()
+
+    def _tracked(self) -> Result:
+        """Attempts, result, and the end of the MLflow run."""
+        self.storage.remove("result.json")  # of an earlier submission, which this one goes on with
         status = "FAILED"
         try:
-            with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
-                result = self._result(self._attempts())
+            result = self._result(self._attempts())
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
             status, result = "KILLED", self._ended("stopped", "interrupted twice")

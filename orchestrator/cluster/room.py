@@ -20,11 +20,17 @@ def find_room(
     KeyboardInterrupt where `stopped` says so while it waits.
     """
     found, cpus = session.nodes(), cluster.cpus_per_worker
-    gpus = int(cluster.device == "gpu" or (cluster.device == "auto" and any(node.gpus for node in found)))
-    workers = session.choose_workers(cluster.span, found, cpus, gpus)
+    workers, gpus = find_workers(cluster)
     _wait(workers * cpus, workers * gpus, cluster.wait_seconds, say, stopped)
     interface = preflight([node for node in found if node.fits(cpus, gpus)], data_root, storage)
     return Size(workers, cpus, gpus, cluster.timeout_seconds, interface)
+
+
+def find_workers(cluster: ClusterConfig) -> tuple[int, int]:
+    """(workers that fit, GPUs of each). Raises ClusterError where the cluster is too small."""
+    found = session.nodes()
+    gpus = int(cluster.device == "gpu" or (cluster.device == "auto" and any(node.gpus for node in found)))
+    return session.choose_workers(cluster.span, found, cluster.cpus_per_worker, gpus), gpus
 
 
 def _wait(cpus: int, gpus: int, seconds: int, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:

@@ -14,6 +14,12 @@ PROBE_S = 6.0  # for an answer at the start; with a request after it, a dead ser
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306}
 
 
+def answers(uri: str) -> None:
+    """Raises ConfigError for a URI that cannot be used, ClusterError where nobody answers there; writes nothing."""
+    check(uri)
+    probe(uri)
+
+
 def check(uri: str) -> None:
     """Raises ConfigError for a URI that cannot be used."""
     scheme = uri.partition(":")[0]

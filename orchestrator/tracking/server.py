@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.address import check, probe, without_password
+from orchestrator.tracking.address import answers, without_password
 from orchestrator.tracking.records import DatasetRef, File, Metric, Record, Status, Tags
 from orchestrator.tracking.sender import Refused, Unreachable
 from pipelines.errors import ClusterError, ConfigError
@@ -28,8 +28,7 @@ class Server:
 
     def __init__(self, uri: str) -> None:
         self.uri, self.shown = uri, without_password(uri)
-        check(uri)
-        probe(uri)
+        answers(uri)
         with self._opening():
             self.client = _client(uri)
 
