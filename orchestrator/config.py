@@ -54,12 +54,16 @@ class DataConfig(Section):
     streams: int = setting(1, IDENTITY, "equal parts the training split is cut into; divides data.lanes", ge=1)
     window: int = setting(0, IDENTITY, "shards permuted together inside a stream; 0 = the whole stream", ge=0)
     size: int = setting(224, IDENTITY, "side of a training image, px", ge=8, le=1024)
-    augment: Literal["none", "resized_crop", "short_side"] = setting(
-        "resized_crop", IDENTITY, "none | resized_crop (random area and ratio) | short_side (random scale, then crop)"
+    augment: Literal["none", "resized_crop", "short_side", "pad_crop"] = setting(
+        "resized_crop",
+        IDENTITY,
+        "none | resized_crop (random area and ratio) | short_side (random scale, then crop) | pad_crop (zeros around "
+        "the image, then crop; for CIFAR)",
     )
     scale: tuple[float, float] = setting((0.08, 1.0), IDENTITY, "share of the area that resized_crop takes")
     ratio: tuple[float, float] = setting((0.75, 4 / 3), IDENTITY, "width / height of what resized_crop takes")
     short_side: tuple[int, int] = setting((256, 480), IDENTITY, "short side that short_side draws from, px")
+    pad: int = setting(4, IDENTITY, "zeros that pad_crop puts on each side of an image, px", ge=0, le=1024)
     flip: bool = setting(True, IDENTITY, "mirror half of the training images")
     pca_colour: float = setting(
         0.0, IDENTITY, "deviation of the PCA colour noise (the paper: 0.1); 0 = off", ge=0, le=1

@@ -26,9 +26,10 @@ class Counts:
     stated: bool = True  # False: the official counts of a dataset that is not there yet
 
 
-# For `--dry-run` before anything is packed. ILSVRC2012's official counts; shards as the packer cuts them.
+# For `--dry-run` before anything is packed. Official counts; shards as the packer cuts them.
 OFFICIAL = {
     "imagenet": Counts((1250,) * 1024 + (1167,), 50_000, 1000, stated=False),
+    "cifar10": Counts((1250,) * 40, 10_000, 10, stated=False),
     "digits": Counts((180,) * 7 + (177,), 360, 10, stated=False),
 }
 
@@ -86,6 +87,7 @@ def make_plan(config: RunConfig, counts: Counts) -> Plan:
             scale=data.scale,
             ratio=data.ratio,
             short_side=data.short_side,
+            pad=data.pad,
             flip=data.flip,
         ),
         classes=counts.classes,

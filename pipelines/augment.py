@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipelines.errors import ConfigError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 CROP, FLIP, COLOUR = 1, 2, 3  # purposes
@@ -23,18 +25,36 @@ EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140],
 class Augment:
     """How training images are cropped."""
 
-    kind: Literal["none", "resized_crop", "short_side"] = "resized_crop"
+    kind: Literal["none", "resized_crop", "short_side", "pad_crop"] = "resized_crop"
     size: int = 224  # side of the result, px
     resize: int = 256  # short side before the centre crop of "none", px
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     short_side: tuple[int, int] = (256, 480)
+    pad: int = 4  # zeros on each side before the crop of "pad_crop", px
     flip: bool = True
+
+    @property
+    def reaches_outside(self) -> bool:
+        """Whether crops may leave the image, which is zeros there; such images are not resized."""
+        return self.kind == "pad_crop"
+
+    def check(self, smallest: int) -> None:
+        """Raises ConfigError where a split's smallest side, px, has no room for a crop."""
+        if self.reaches_outside and smallest + 2 * self.pad < self.size:
+            raise ConfigError(
+                f"data.augment is pad_crop with data.size = {self.size} and data.pad = {self.pad}, but the smallest "
+                f"training image has a side of {smallest} px; lower data.size or raise data.pad to "
+                f"{-(-(self.size - smallest) // 2)}"
+            )
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Decode `window`, resize it to `resize`, take size x size at `crop`, mirror where `flip` is 1."""
+    """Decode `window`, resize it to `resize`, take size x size at `crop`, mirror where `flip` is 1.
+
+    A crop of "pad_crop" may begin above or left of the image, or end below or right of it.
+    """
 
     window: Ints  # [n, 4]: y, x, height, width in the stored image, px
     resize: Ints  # [n, 2]: height, width
@@ -54,6 +74,9 @@ def train_geometry(augment: Augment, seed: int, epoch: int, ids: ArrayLike, size
     if augment.kind == "none":
         plain = eval_geometry(augment.resize, augment.size, sizes)
         return Geometry(plain.window, plain.resize, plain.crop, flip)
+    if augment.kind == "pad_crop":
+        window = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
+        return Geometry(window, sizes.astype(np.int32), pad_crop(augment, seed, epoch, ids, sizes), flip)
     draw = resized_crop if augment.kind == "resized_crop" else short_side_crop
     window = draw(augment, seed, epoch, ids, sizes)
     square = np.full((len(ids), 2), augment.size, np.int32)
@@ -101,6 +124,16 @@ def short_side_crop(augment: Augment, seed: int, epoch: int, ids: NDArray[np.int
     side = np.clip(np.rint(augment.size * short / drawn), 1, short)
     y, x = np.floor(u[:, 1] * (sizes[:, 0] - side + 1)), np.floor(u[:, 2] * (sizes[:, 1] - side + 1))
     return np.stack([y, x, side, side], axis=1).astype(np.int32)
+
+
+def pad_crop(augment: Augment, seed: int, epoch: int, ids: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ints:
+    """The paper's CIFAR augmentation (section 4.2): `pad` zeros on each side, then a random size x size crop.
+
+    Returns where crops begin, int32 [n, 2]: y, x in the image before padding, -pad at the least.
+    """
+    places = sizes + 2 * augment.pad - augment.size + 1  # [n, 2]; `Augment.check` sees that there is one
+    begin = np.floor(uniform(seed, CROP, epoch, ids, 2) * places) - augment.pad
+    return begin.astype(np.int32)
 
 
 def pca_shift(seed: int, epoch: int, ids: ArrayLike, std: float = 0.1) -> NDArray[np.float32]:

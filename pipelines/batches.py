@@ -66,10 +66,12 @@ class Batches:
         decode: Where,
         threads: int,
         prefetch: int,
+        reaches_outside: bool = False,
     ) -> None:
         self._reader, self._quarantine, self._prefetch = reader, quarantine, prefetch
         self._delivery = Delivery(device)
-        self._decoder = partial(Decoder, size, decode, self._delivery.device_id, threads, batch_size)
+        place = (decode, self._delivery.device_id, threads, batch_size)
+        self._decoder = partial(Decoder, size, *place, reaches_outside=reaches_outside)
         self._producer: Producer[Batch] | None = None
 
     def asks(self) -> Generator[Ask, None, None]:
@@ -110,7 +112,8 @@ class TrainBatches(Batches):
     """Training batches of this rank's lanes, from global step `start` to `stop`, over epochs without a seam.
 
     prefetch: finished batches that may wait. A bad image is replaced by the nearest good one of its own micro-batch.
-    Raises DataError in the consumer: a shard that is missing or cut short, too many bad images.
+    Raises ConfigError at once where an image is too small for its crops; DataError in the consumer: a shard that is
+    missing or cut short, too many bad images.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class TrainBatches(Batches):
         prefetch: int,
         quarantine: Quarantine,
     ) -> None:
+        augment.check(reader.smallest_side)
         super().__init__(
             reader,
             quarantine,
@@ -138,6 +142,7 @@ class TrainBatches(Batches):
             decode=decode,
             threads=threads,
             prefetch=prefetch,
+            reaches_outside=augment.reaches_outside,
         )
         self._order, self._augment, self._lanes, self._seed = order, augment, lanes, seed
         self._steps = range(start, stop)

@@ -1,6 +1,7 @@
 """The door to DALI: EncodedBatch + Geometry -> uint8 images, on the GPU or the CPU with the same graph.
 
     bytes -> decode the window -> resize -> crop -> mirror -> uint8 NHWC
+    bytes -> decode            -> crop, zeros outside -> mirror -> uint8 NHWC    where crops may leave the image
 
 Crops are inputs, so pixels depend neither on the place in the batch nor on the number of threads. Settings that decide
 pixels were chosen against torchvision: antialiased linear, no EXIF rotation, no fast IDCT; within 1 of 255 of it.
@@ -34,6 +35,7 @@ class Decoder:
     """Decodes batches of up to `batch_size` images to size x size; belongs to the thread that makes it.
 
     device_id: the GPU that gets the pixels, None on a CPU. hardware_load: share of a batch for a GPU's JPEG engine.
+    reaches_outside: crops may leave the image, which is zeros there; then nothing is resized.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class Decoder:
         threads: int,
         batch_size: int,
         hardware_load: float = 0.65,
+        reaches_outside: bool = False,
     ) -> None:
-        self._size = size
-        self._build = partial(_build, size, decode, device_id, threads, batch_size, hardware_load)
+        self._size, self._reaches_outside = size, reaches_outside
+        self._build = partial(_build, size, decode, device_id, threads, batch_size, hardware_load, reaches_outside)
         self._pipe: Any = self._build()
 
     def decode(self, batch: EncodedBatch, geometry: Geometry) -> torch.Tensor:
@@ -66,22 +69,44 @@ class Decoder:
 
     def _feed(self, batch: EncodedBatch, geometry: Geometry) -> None:
         feed = self._pipe.feed_input
-        room = np.maximum(geometry.resize - self._size, 1)  # DALI's crop position is a share of the room there is
-        position = (geometry.crop / room).astype(np.float32)
         feed("jpegs", batch.images())
         feed("anchor", np.ascontiguousarray(geometry.window[:, :2]))
         feed("shape", np.ascontiguousarray(geometry.window[:, 2:]))
+        feed("mirror", geometry.flip)
+        if self._reaches_outside:
+            feed("crop", geometry.crop)
+            return
+        room = np.maximum(geometry.resize - self._size, 1)  # DALI's crop position is a share of the room there is
+        position = (geometry.crop / room).astype(np.float32)
         feed("resize", geometry.resize.astype(np.float32))
         feed("crop_y", np.ascontiguousarray(position[:, 0]))
         feed("crop_x", np.ascontiguousarray(position[:, 1]))
-        feed("mirror", geometry.flip)
 
 
-def _build(size: int, decode: Where, device_id: int | None, threads: int, batch_size: int, load: float) -> Any:
+def _build(
+    size: int, decode: Where, device_id: int | None, threads: int, batch_size: int, load: float, reaches_outside: bool
+) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     def given(name: str, dtype: Any, ndim: int) -> Any:
         return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
+
+    def resized_crop(images: Any) -> Any:
+        return fn.resize_crop_mirror(
+            images,
+            size=given("resize", types.FLOAT, 1),
+            crop=(size, size),
+            crop_pos_y=given("crop_y", types.FLOAT, 0),
+            crop_pos_x=given("crop_x", types.FLOAT, 0),
+            mirror=given("mirror", types.INT32, 0),
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+
+    def padded_crop(images: Any) -> Any:
+        place = {"start": given("crop", types.INT32, 1), "shape": (size, size), "axis_names": "HW"}
+        images = fn.slice(images, **place, out_of_bounds_policy="pad", fill_values=0)
+        return fn.flip(images, horizontal=given("mirror", types.INT32, 0))
 
     # Depth 1: a batch goes in and comes out, so that one that is refused can be replayed. The producer thread keeps
     # the next batches ready; deeper pipes would only hide the same wait.
@@ -100,16 +125,7 @@ def _build(size: int, decode: Where, device_id: int | None, threads: int, batch_
             adjust_orientation=False,
             **hardware,
         )
-        images = fn.resize_crop_mirror(
-            images,
-            size=given("resize", types.FLOAT, 1),
-            crop=(size, size),
-            crop_pos_y=given("crop_y", types.FLOAT, 0),
-            crop_pos_x=given("crop_x", types.FLOAT, 0),
-            mirror=given("mirror", types.INT32, 0),
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,
-        )
+        images = padded_crop(images) if reaches_outside else resized_crop(images)
         return images.gpu() if device_id is not None and decode == "cpu" else images
 
     pipe = graph()

@@ -107,6 +107,11 @@ class Reader:
         labels = records["label"].astype(np.int32)
         return EncodedBatch(ids, data, offsets, labels, sizes, crcs, crcs == records["crc32"])
 
+    @property
+    def smallest_side(self) -> int:
+        """Of all images of the split, px."""
+        return int(min(self._index["height"].min(), self._index["width"].min()))
+
     def name(self, sample: int) -> tuple[str, str]:
         """(shard, key) of a sample, for messages."""
         record = self._index[sample]

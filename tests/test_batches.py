@@ -10,7 +10,7 @@ import torch
 from pipelines.augment import Augment
 from pipelines.batches import EvalBatches, SyntheticBatches, TrainBatches, lane_mates, neighbours
 from pipelines.dataset import open_dataset
-from pipelines.errors import DataError
+from pipelines.errors import ConfigError, DataError
 from pipelines.order import Order
 from pipelines.quarantine import CHECKSUM, BadSample, Quarantine, nearest
 from pipelines.reader import Reader
@@ -34,12 +34,12 @@ def dataset(packed, tmp_path):
     return open_dataset(tmp_path / "data")
 
 
-def training(dataset, lanes=range(LANES), start=0, stop=5, limit=0, threads=2, prefetch=2, **order):
+def training(dataset, lanes=range(LANES), start=0, stop=5, limit=0, threads=2, prefetch=2, augment=AUGMENT, **order):
     settings = {"seed": 0, "streams": 2, "lanes": LANES, "micro_batch": MICRO_BATCH, "window": 2} | order
     return TrainBatches(
         Reader(dataset, "train", threads),
         Order(dataset.splits["train"].counts, **settings),
-        AUGMENT,
+        augment,
         lanes=lanes,
         seed=settings["seed"],
         start=start,
@@ -71,6 +71,20 @@ def taken(batches):
         return [
             (b.epoch, b.step, b.ids.tolist(), b.labels.tolist(), b.images.clone(), b.digest, b.bad) for b in batches
         ]
+
+
+def test_padded_crops_reach_the_loop(packed):
+    """Padded by more than an image is wide: some pixels are zeros, and all lanes of two ranks are those of one."""
+    augment = Augment("pad_crop", size=32, pad=100)
+    whole = taken(training(packed, stop=1, augment=augment))[0][4]
+    shares = [taken(training(packed, lanes=lanes, stop=1, augment=augment))[0][4] for lanes in (range(2), range(2, 6))]
+    assert (torch.cat(shares) == whole).all()
+    assert 0.1 < (whole == 0).float().mean() < 1
+
+
+def test_images_too_small_for_their_crops_are_refused_at_once(packed):
+    with pytest.raises(ConfigError, match=r"pad_crop with data.size = 64 and data.pad = 4, .* side of 40 px"):
+        training(packed, augment=Augment("pad_crop", size=64))
 
 
 def test_batches_cross_epochs_without_a_seam(packed):

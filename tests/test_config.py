@@ -31,7 +31,7 @@ def load(*argv, edge=None, tmp="/nowhere"):
         (["--cluster.workers", "x"], "cluster.workers is 'x'; a number such as 4"),
         (["--name", "../x"], "name is '../x'"),
         (["--train.epochs", "many"], "train.epochs is 'many'"),
-        (["--data.augment", "blur"], "'none', 'resized_crop' or 'short_side'"),
+        (["--data.augment", "blur"], "'none', 'resized_crop', 'short_side' or 'pad_crop'"),
         (["--config", "/no/such.yaml"], "config file /no/such.yaml cannot be read"),
         (["--optim.nesterov", "true", "--optim.momentum", "0"], "optim.nesterov is on with optim.momentum = 0"),
         (["--optim.milestones", "60,30"], "rising epochs are needed"),

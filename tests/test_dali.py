@@ -97,6 +97,23 @@ def test_a_training_crop_is_the_window_resized_and_mirrored(decoder):
         assert off.mean() < 0.25
 
 
+@pytest.mark.parametrize("pad", [0, 4, 40])
+def test_a_padded_crop_is_numpys(pad):
+    """Bit for bit, corners included: the whole image decoded, np.pad with zeros, cut, mirrored."""
+    size, shapes = 32, [(32, 32), (32, 41), (57, 32), (60, 80)] * 8
+    encoded, decoder = batch([jpeg(i, *s) for i, s in enumerate(shapes)]), Decoder(32, "cpu", None, 2, 32, 0.65, True)
+    drawn = train_geometry(Augment("pad_crop", size=size, pad=pad), 5, 0, encoded.ids, encoded.sizes)
+    corners = np.array([(y, x) for y in (0, 1) for x in (0, 1)] * 8)  # then each image at each of its corners
+    far = corners * (encoded.sizes + 2 * pad - size) - pad
+    for crop in (drawn.crop, far.astype(np.int32)):
+        geometry = Geometry(drawn.window, drawn.resize, crop, drawn.flip)
+        for i, mine in enumerate(pixels(decoder, encoded, geometry)):
+            whole = np.asarray(Image.open(io.BytesIO(encoded.image(i).tobytes())))
+            y, x = crop[i] + pad
+            wanted = np.pad(whole, ((pad, pad), (pad, pad), (0, 0)))[y : y + size, x : x + size]
+            assert (mine == (wanted[:, ::-1] if geometry.flip[i] else wanted)).all()
+
+
 def test_pixels_depend_on_neither_place_nor_company_nor_threads(decoder):
     encoded = batch([jpeg(i, 70 + i, 90 - i) for i in range(12)])
     geometry = train_geometry(Augment(size=48), 0, 0, encoded.ids, encoded.sizes)
