@@ -1,90 +1,157 @@
 """Packing: images -> shuffled WebDataset tars, an index a split, and dataset.json, which makes it a dataset.
 
 Written beside the target in a hidden folder and renamed at the end: a packer that is killed leaves nothing that looks
-like a dataset.
+like a dataset. Images stream through: a few dozen are in memory at once, whatever the size of the set.
 """
 
 import io
+import itertools
 import json
 import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
+from pipelines.checking import Checked, Progress, checked
 from pipelines.dataset import MANIFEST, Dataset, Shard, Split, file_sha256, manifest, open_dataset
 from pipelines.errors import ConfigError, DataError
 from pipelines.index import BLOCK, RECORD, Index, write_index
-from pipelines.sources import Item, Source
+from pipelines.sources import Item, Items, Source
 
-Progress = Callable[[str, int, int], None]  # split, images done, images in all
+Bad = Literal["refuse", "skip"]  # what happens to images that cannot be decoded
+LeftOut = dict[str, str]  # split, name, reason
 
 
-def pack(source: Source, out: Path, *, seed: int, shard_samples: int, progress: Progress) -> Dataset:
-    """Packs `source` into the folder `out`, which must not exist or hold nothing.
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    seed: int,
+    shard_samples: int,
+    progress: Progress,
+    bad: Bad = "refuse",
+    threads: int = 2,
+) -> Dataset:
+    """Packs `source` into the folder `out`, which must not exist or hold nothing. threads: that decode.
 
-    Raises ConfigError where `out` is in use, DataError where an image cannot be decoded; then nothing is left behind.
+    Images that cannot be decoded are listed under `left_out` of what `made` says, or refused. Raises ConfigError where
+    `out` is in use, DataError for an image that is refused and for a disk that is full; then nothing is left behind.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is in use by something else; name a new folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.packing"
-    shutil.rmtree(partial, ignore_errors=True)  # of a packer that was killed
-    partial.mkdir()
-    try:
-        splits = {
-            name: _split(partial, name, items, seed, shard_samples, progress) for name, items in source.splits.items()
-        }
-        made = {**source.made, "shuffle_seed": seed, "shard_samples": shard_samples}
-        (partial / MANIFEST).write_text(json.dumps(manifest(source.classes, splits, made), indent=1) + "\n")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    left_out: list[LeftOut] = []
+    splits = {}
+    with _new_folder(out) as folder:
+        for name, items in source.splits.items():
+            images = _good(checked(_shuffled(items, seed), threads), name, bad, left_out)
+            splits[name] = _split(folder, name, images, shard_samples, progress, len(items))
+        made = _made(source, seed, shard_samples, left_out)
+        (folder / MANIFEST).write_text(json.dumps(manifest(source.classes, splits, made), indent=1) + "\n")
     return open_dataset(out)
 
 
-def packed_alike(source: Source, out: Path, *, seed: int, shard_samples: int) -> Dataset | None:
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that takes its name when all went well; else nothing is left of it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is in use by something else; name a new folder or remove it")
+    hidden = out.parent / f".{out.name}.packing"
+    shutil.rmtree(hidden, ignore_errors=True)  # of a packer that was killed
+    try:
+        hidden.mkdir(parents=True)
+        yield hidden
+        if out.exists():
+            out.rmdir()
+        hidden.rename(out)
+    except OSError as error:  # what is read has errors of its own by now
+        raise DataError(
+            f"--out {out} cannot be written: {error.strerror}; make room, or name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def packed_alike(source: Source, out: Path, *, seed: int, shard_samples: int, bad: Bad = "refuse") -> Dataset | None:
     """The dataset in `out`, if it was made from the same source in the same way."""
     if not (out / MANIFEST).is_file():
         return None
     found = open_dataset(out)
+    left_out = left_out_of(found)
+    if found.classes != source.classes or found.made != _made(source, seed, shard_samples, left_out):
+        return None
+    less = {name: sum(one["split"] == name for one in left_out) for name in source.splits}
+    whole = all(len(items) - less[name] == found.splits[name].samples for name, items in source.splits.items())
+    return found if whole and (bad == "skip" or not left_out) else None
+
+
+def left_out_of(dataset: Dataset) -> list[LeftOut]:
+    """The images that were left out when a dataset was packed: split, name and reason of each."""
+    return list(dataset.made.get("left_out", ()))
+
+
+def _made(source: Source, seed: int, shard_samples: int, left_out: Sequence[LeftOut]) -> Mapping[str, Any]:
     made = {**source.made, "shuffle_seed": seed, "shard_samples": shard_samples}
-    same = found.made == made and found.classes == source.classes
-    counts = {name: len(items) for name, items in source.splits.items()}
-    return found if same and counts == {name: split.samples for name, split in found.splits.items()} else None
+    names = sorted(left_out, key=lambda one: (one["split"], one["name"]))
+    return {**made, "left_out": names} if names else made
 
 
-def _split(folder: Path, name: str, items: Sequence[Item], seed: int, shard_samples: int, progress: Progress) -> Split:
-    """Shuffles, cuts into shards, writes them and their index."""
+def _shuffled(items: Items, seed: int) -> Iterator[Item]:
     order = np.random.Philox(key=[seed, len(items)]).random_raw(len(items)).argsort(kind="stable")
-    shards, records = [], []
-    for number, first in enumerate(range(0, len(items), shard_samples)):
-        rows = order[first : first + shard_samples]
-        path = folder / f"{name}-{number:06d}.tar"
-        records.append(_shard(path, number, first, [items[i] for i in rows]))
-        shards.append(Shard(path.name, len(rows), path.stat().st_size, file_sha256(path)))
-        progress(name, first + len(rows), len(items))
-    index = f"{name}.index"
-    return Split(name, tuple(shards), index, write_index(folder / index, np.concatenate(records)))
+    return (items[int(i)] for i in order)
 
 
-def _shard(path: Path, number: int, first: int, items: Sequence[Item]) -> Index:
-    """One tar; its records."""
+def _good(images: Iterable[Checked], split: str, bad: Bad, left_out: list[LeftOut]) -> Iterator[Checked]:
+    """Those that decode; the others are added to `left_out`, or the first one is refused with DataError."""
+    for image in images:
+        if not image.fault:
+            yield image
+        elif bad == "skip":
+            left_out.append({"split": split, "name": image.item.name, "reason": image.fault})
+        else:
+            raise DataError(
+                f"{image.item.name} in {split} is not an image that can be decoded ({image.fault}); remove or repair "
+                "it, or leave such images out with --bad skip"
+            )
+
+
+def _split(
+    folder: Path, name: str, images: Iterator[Checked], shard_samples: int, progress: Progress, total: int
+) -> Split:
+    """Cuts into shards, writes them and their index."""
+    shards: list[Shard] = []
+    records: list[Index] = []
+    written = 0
+    while part := _shard(folder / f"{name}-{len(shards):06d}.tar", len(shards), written, images, shard_samples):
+        shard, index = part
+        shards.append(shard)
+        records.append(index)
+        written += len(index)
+        progress(name, written, total)
+    if not shards:
+        raise DataError(f"no image of {name} can be decoded; look at the source")
+    index_name = f"{name}.index"
+    return Split(name, tuple(shards), index_name, write_index(folder / index_name, np.concatenate(records)))
+
+
+def _shard(path: Path, number: int, first: int, images: Iterator[Checked], samples: int) -> tuple[Shard, Index] | None:
+    """One tar of the next `samples` images, and its records; None where there are no more."""
     from webdataset import TarWriter  # imports torch: not for those who only read
 
+    begins = next(images, None)
+    if begins is None:
+        return None
     sizes = []
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for i, item in enumerate(items):
-            data = item.load()
-            sizes.append(_size(item, data))
-            tar.write({"__key__": _key(first + i, item), "jpg": data, "cls": str(item.label).encode()})
-    return index_tar(path, number, sizes)
+        for i, image in enumerate(itertools.chain([begins], itertools.islice(images, samples - 1))):
+            sizes.append((image.height, image.width))
+            label = str(image.item.label).encode()
+            tar.write({"__key__": _key(first + i, image.item), "jpg": image.data, "cls": label})
+    index = index_tar(path, number, sizes)
+    return Shard(path.name, len(index), path.stat().st_size, file_sha256(path)), index
 
 
 def index_tar(path: Path, number: int, sizes: Sequence[tuple[int, int]]) -> Index:
@@ -109,19 +176,6 @@ def index_tar(path: Path, number: int, sizes: Sequence[tuple[int, int]]) -> Inde
 def _read(raw: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
     raw.seek(member.offset_data)
     return raw.read(member.size)
-
-
-def _size(item: Item, data: bytes) -> tuple[int, int]:
-    """Decodes the image once; returns its stored height and width in px."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            width, height = image.size
-    except Exception as error:  # Pillow raises many kinds; each means the same
-        raise DataError(f"{item.name} is not an image that can be decoded ({error}); remove or repair it") from error
-    if max(height, width) > 65535:
-        raise DataError(f"{item.name} has {width} x {height} px; at most 65535 a side are allowed")
-    return height, width
 
 
 def _key(number: int, item: Item) -> str:

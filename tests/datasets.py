@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zlib
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,16 @@ from pipelines.index import BLOCK, RECORD
 from pipelines.pack import pack
 from pipelines.sources import Item, Source
 from tests.jpegs import jpeg
+
+# Real data that does not belong into a repository: a small ImageNet, CIFAR-10. Tests that need it skip without it.
+SHARED = Path(os.environ.get("SKIPLANE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+MINI = SHARED / "mini-ilsvrc"
+MINI_TARS = {
+    "train": MINI / "ILSVRC2012_img_train.tar",
+    "val": MINI / "ILSVRC2012_img_val.tar",
+    "devkit": MINI / "ILSVRC2012_devkit_t12.tar.gz",
+}
+CIFAR10_ZIP = SHARED / "cifar10-jpeg.zip"
 
 
 def source(train: int = 40, val: int = 10, classes: int = 4) -> Source:

@@ -37,6 +37,34 @@ def evaluated(data: bytes, resize: int, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)), np.int16)
 
 
+def garbled(data: bytes) -> bytes:
+    """Other bytes in the middle of the scan: still decodes, to another picture; only a checksum finds it."""
+    middle = len(data) * 2 // 3
+    return data[:middle] + bytes(b ^ 0x15 for b in data[middle : middle + 40]) + data[middle + 40 :]
+
+
+def rotated(seed: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(picture(seed), exif=exif)
+
+
+# What real collections hold: kind -> (how it is made from a seed, whether the trainer's decoder reads it).
+KINDS = {
+    "empty": (lambda seed: b"", False),
+    "truncated": (lambda seed: jpeg(seed)[: 300 + seed * 17 % 1500], False),
+    "garbled": (lambda seed: garbled(jpeg(seed)), True),
+    "gif": (lambda seed: encode(picture(seed), "GIF"), False),
+    "text": (lambda seed: b"<html>404 not found</html>" * (1 + seed % 20), False),
+    "png": (lambda seed: encode(picture(seed), "PNG"), True),
+    "cmyk": (lambda seed: encode(picture(seed, mode="CMYK")), True),
+    "grey": (lambda seed: encode(picture(seed, mode="L")), True),
+    "rotated": (rotated, True),
+    "16-bit": (lambda seed: encode(picture(seed, mode="L").convert("I;16"), "PNG"), True),
+    "progressive": (lambda seed: jpeg(seed, progressive=True), True),
+    "1x1": (lambda seed: jpeg(seed, 1, 1), True),
+}
+
 BROKEN = {  # what may lie in a shard in place of a JPEG; each is refused by the decoder
     "empty": lambda data: b"",
     "one byte": lambda data: b"x",

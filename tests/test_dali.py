@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from pipelines.augment import Augment, Geometry, eval_geometry, train_geometry
 from pipelines.dali import Decoder, Refused, resolve_decode
 from pipelines.errors import ConfigError
 from pipelines.reader import EncodedBatch
+from tests.datasets import MINI, MINI_TARS
 from tests.jpegs import BROKEN, encode, evaluated, jpeg, picture
-
-MINI = Path(__file__).parents[2] / "shared/data/mini-ilsvrc/ILSVRC2012_img_val.tar"
 
 
 def batch(images: list[bytes], sizes=None) -> EncodedBatch:
@@ -52,9 +50,9 @@ def test_evaluation_agrees_with_pillow_on_made_images(decoder, resize):
         assert np.abs(mine - evaluated(image, resize, 48)).max() <= 1
 
 
-@pytest.mark.skipif(not MINI.exists(), reason="no ImageNet sample on this machine")
+@pytest.mark.skipif(not MINI.exists(), reason="no ImageNet sample on this machine (SKIPLANE_TEST_DATA)")
 def test_evaluation_agrees_with_pillow_on_imagenet():
-    with tarfile.open(MINI) as tar:
+    with tarfile.open(MINI_TARS["val"]) as tar:
         images = [tar.extractfile(member).read() for member in tar.getmembers()[:64]]
     encoded, decoder = batch(images), Decoder(224, "cpu", None, 2, 64)
     found = pixels(decoder, encoded, eval_geometry(256, 224, encoded.sizes)).astype(np.int16)

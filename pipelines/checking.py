@@ -1,0 +1,153 @@
+"""Whether images can be trained on: each is decoded once, whole, by the decoder that will train on it.
+
+Pillow accepts what DALI refuses (GIF, for one), so Pillow is only asked for sizes, and for the reason of a refusal.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipelines.augment import Geometry
+from pipelines.dali import Decoder, Refused
+from pipelines.dataset import Dataset
+from pipelines.errors import DataError
+from pipelines.quarantine import CHECKSUM
+from pipelines.reader import EncodedBatch, Reader
+from pipelines.sources import BadImage, Item
+
+Progress = Callable[[str, int, int], None]  # split, images done, images in all
+MOST, MOST_PIXELS = 32, 1 << 26  # images and pixels that are decoded at once: 200 MB
+LONGEST = 65535  # px; a record keeps 16 bits a side
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An image's bytes, what they are, and why they cannot be trained on; `fault` is empty where they can."""
+
+    item: Item
+    data: bytes = b""
+    format: str = ""
+    height: int = 0  # as stored, px
+    width: int = 0
+    fault: str = ""
+
+
+def checked(items: Iterable[Item], threads: int) -> Iterator[Checked]:
+    """Every item, in order, a few at a time. Raises DataError for one that cannot be read."""
+    with closing(Decoder(1, "cpu", None, threads, MOST, reaches_outside=True)) as decoder:
+        for group in _groups(map(_look, items)):
+            yield from _decoded(decoder, group)
+
+
+def check_images(dataset: Dataset, progress: Progress, threads: int) -> None:
+    """Reads and decodes every image of a dataset; `progress(split, done, in all)` hears of each.
+
+    Raises DataError with a line for each image that cannot be trained on.
+    """
+    bad = []
+    for name, split in dataset.splits.items():
+        with closing(Reader(dataset, name)) as reader:
+            sizes = dataset.index(name)[["height", "width"]].tolist()
+            for sample, image in enumerate(checked(_stored(reader), threads)):
+                wrong = not image.fault and (image.height, image.width) != sizes[sample]
+                if fault := "its size is not the index's" if wrong else image.fault:
+                    shard, key = reader.name(sample)
+                    bad.append(f"{key} in {shard} cannot be trained on: {fault}")
+                progress(name, sample + 1, split.samples)
+    if bad:
+        raise DataError("\n".join([*bad, f"{len(bad)} bad images in {dataset.root}; copy or pack the dataset again"]))
+
+
+def _stored(reader: Reader) -> Iterator[Item]:
+    """The images of a split, read a few at a time."""
+    for first in range(0, reader.split.samples, MOST):
+        batch = reader.read(np.arange(first, min(first + MOST, reader.split.samples)))
+        for row, image in enumerate(batch.images()):
+            load = image.tobytes if batch.intact[row] else _broken
+            yield Item(str(first + row), int(batch.labels[row]), load)
+
+
+def _broken() -> bytes:
+    raise BadImage(CHECKSUM)
+
+
+def _look(item: Item) -> Checked:
+    """Loads an item; its size from its header."""
+    try:
+        data = item.load()
+    except BadImage as bad:
+        return Checked(item, fault=str(bad))
+    except OSError as error:
+        raise DataError(f"{item.name} cannot be read: {error.strerror or error}; repair the source") from error
+    if not data:
+        return Checked(item, fault="it is empty")
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            found = Checked(item, data, image.format or "?", image.height, image.width)
+    except UnidentifiedImageError:
+        return Checked(item, data, fault="it is not an image")
+    except Exception as error:  # a damaged header raises many kinds; each means the same
+        return Checked(item, data, fault=str(error))
+    if max(found.height, found.width) > LONGEST:
+        return replace(found, fault=f"it has {found.width} x {found.height} px; at most {LONGEST} a side are allowed")
+    return found
+
+
+def _groups(images: Iterable[Checked]) -> Iterator[list[Checked]]:
+    group: list[Checked] = []
+    pixels = 0
+    for image in images:
+        more = image.height * image.width
+        if group and (len(group) == MOST or pixels + more > MOST_PIXELS):
+            yield group
+            group, pixels = [], 0
+        group.append(image)
+        pixels += more
+    if group:
+        yield group
+
+
+def _decoded(decoder: Decoder, group: Sequence[Checked]) -> Iterator[Checked]:
+    """All at once; where that is refused, each alone, because DALI does not say reliably which one was bad."""
+    if not _refusal(decoder, [image for image in group if not image.fault]):
+        yield from group
+        return
+    for image in group:
+        refusal = "" if image.fault else _refusal(decoder, [image])
+        yield replace(image, fault=_why(image, refusal)) if refusal else image
+
+
+def _refusal(decoder: Decoder, images: Sequence[Checked]) -> str:
+    """What DALI says against a batch; empty where it decodes."""
+    if not images:
+        return ""
+    sizes = np.array([(image.height, image.width) for image in images], np.int32)
+    none = np.zeros_like(sizes)
+    whole = Geometry(np.concatenate([none, sizes], axis=1), sizes, none, none[:, 0].copy())
+    try:
+        decoder.decode(_batch([image.data for image in images], sizes), whole)
+    except Refused as refused:
+        return str(refused)
+    return ""
+
+
+def _why(image: Checked, refusal: str) -> str:
+    """Pillow's words where it refuses the image too; they say more than DALI's."""
+    try:
+        with Image.open(io.BytesIO(image.data)) as opened:
+            opened.load()
+    except Exception as error:
+        return str(error)
+    return f"the decoder refuses this {image.format} ({refusal})"
+
+
+def _batch(images: Sequence[bytes], sizes: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> EncodedBatch:
+    offsets = np.concatenate([[0], np.cumsum([len(image) for image in images])])
+    none = np.zeros(len(images), np.int32)
+    data = np.frombuffer(b"".join(images), np.uint8)
+    return EncodedBatch(none.astype(np.int64), data, offsets, none, sizes, none.astype(np.uint32), none == 0)
