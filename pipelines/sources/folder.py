@@ -1,7 +1,7 @@
 """Class folders, as torchvision's ImageFolder reads them: DIR/class/**/image, classes in sorted order."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from pipelines.errors import ConfigError, DataError
@@ -13,13 +13,17 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 def folder(train: Path, val: Path) -> Source:
     """Raises ConfigError for a folder that does not exist, DataError for a class without images or unlike classes."""
     classes = _classes("--train", train)
-    if (other := _classes("--val", val)) != classes:
-        odd = min(set(classes) ^ set(other))
-        where = "--train" if odd in classes else "--val"
-        raise DataError(f"class folder '{odd}' is only in {where}; both splits need the same classes")
+    check_same_classes(set(classes), set(_classes("--val", val)))
     splits = {name: list(_items(place, classes)) for name, place in (("train", train), ("val", val))}
     names = "\n".join(item.name for items in splits.values() for item in items)
     return Source(classes, splits, {"source": "folder", "names_sha256": hashlib.sha256(names.encode()).hexdigest()})
+
+
+def check_same_classes(train: Set[str], val: Set[str]) -> None:
+    """Raises DataError that names a class which only one split has."""
+    if odd := set(train) ^ set(val):
+        where = "--train" if min(odd) in train else "--val"
+        raise DataError(f"class folder '{min(odd)}' is only in {where}; both splits need the same classes")
 
 
 def _classes(flag: str, place: Path) -> tuple[str, ...]:
