@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
@@ -67,7 +68,7 @@ class TarImages:
 
     def __getitem__(self, index: int, /) -> Item:
         offset, size, label = self.members[index].tolist()
-        return Item(self.names[index].decode(), label, lambda: _pread(self.path, offset, size))
+        return Item(self.names[index].decode(), label, partial(_pread, self.path, offset, size))
 
     @property
     def listing(self) -> bytes:
@@ -104,25 +105,27 @@ def _train(path: Path, wnids: set[str], progress: Progress) -> tuple[tuple[str, 
             wnid = name.removesuffix(".tar")
             if not re.fullmatch(r"n\d{8}\.tar", name) or wnid not in wnids or wnid in found:
                 raise DataError(f"--train {path} holds '{name}'; only a tar of each class in the devkit is expected")
-            found[wnid] = list(_members(file, begin, begin + size, f"{name} in --train {path}"))
+            found[wnid] = _table(list(_members(file, begin, begin + size, f"{name} in --train {path}")))
             progress("reading headers", begin + size, total)
     classes = tuple(sorted(found))
-    label = {wnid: i for i, wnid in enumerate(classes)}
-    parts = [_table(members, [label[wnid]] * len(members)) for wnid, members in found.items() if members]
-    if len(parts) < max(1, len(found)):
+    if not all(len(found[wnid][0]) for wnid in classes) or not classes:
         raise DataError(f"--train {path} has a class without images, or no class at all; fetch the tar again")
-    return classes, TarImages(path, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    for label, wnid in enumerate(classes):
+        found[wnid][0]["label"] = label
+    members, names = zip(*found.values(), strict=True)
+    return classes, TarImages(path, np.concatenate(members), np.concatenate(names))
 
 
 def _val(path: Path, wnids: Sequence[str], classes: tuple[str, ...]) -> TarImages:
     with path.open("rb") as file:
-        members = sorted(_members(file, 0, path.stat().st_size, f"--val {path}"))
+        members, names = _table(sorted(_members(file, 0, path.stat().st_size, f"--val {path}")))
     if len(members) != len(wnids):
         raise DataError(f"--val {path} has {len(members):,} images, --devkit knows {len(wnids):,}; they do not match")
     if odd := sorted(set(wnids) - set(classes)):
         raise DataError(f"--val {path} has images of class '{odd[0]}', which --train lacks")
     label = {wnid: i for i, wnid in enumerate(classes)}
-    return TarImages(path, *_table(members, [label[wnid] for wnid in wnids]))
+    members["label"] = [label[wnid] for wnid in wnids]
+    return TarImages(path, members, names)
 
 
 def _members(file: IO[bytes], begin: int, end: int, what: str) -> Iterator[tuple[str, int, int]]:
@@ -143,13 +146,11 @@ def _members(file: IO[bytes], begin: int, end: int, what: str) -> Iterator[tuple
         raise DataError(f"{what} is not a plain tar, or cut short ({error}); fetch it again") from error
 
 
-def _table(
-    members: Sequence[tuple[str, int, int]], labels: Sequence[int]
-) -> tuple[NDArray[np.void], NDArray[np.bytes_]]:
-    names, offsets, sizes = zip(*members, strict=True)
+def _table(members: Sequence[tuple[str, int, int]]) -> tuple[NDArray[np.void], NDArray[np.bytes_]]:
+    """What TarImages holds, labels still 0: a seventh of the memory of the tuples."""
     table = np.zeros(len(members), MEMBER)
-    table["offset"], table["size"], table["label"] = offsets, sizes, labels
-    return table, np.array([name.encode("utf-8", "backslashreplace") for name in names])
+    table["offset"], table["size"] = [m[1] for m in members], [m[2] for m in members]
+    return table, np.array([name.encode("utf-8", "backslashreplace") for name, _, _ in members], np.bytes_)
 
 
 def _check_counts(found: Mapping[str, int]) -> None:
