@@ -22,7 +22,7 @@ def load(*argv, edge=None, tmp="/nowhere"):
         (["--model.depth", "33"], "model.depth is 33; the imagenet layout has 18, 34, 50, 101, 152"),
         (["--model.layout", "cifar", "--model.depth", "21"], "model.depth is 21; the cifar layout has 6n+2"),
         (["--model.dpeth", "34"], "model.dpeth: no such setting; did you mean model.depth?"),
-        (["--recipe", "digitz"], "recipe 'digitz' does not exist; use one of digits,"),
+        (["--recipe", "digitz"], "recipe 'digitz' does not exist; use one of cifar10,"),
         (["--train.global_batch", "33"], "data.lanes = 8 does not divide; the nearest that fit are 32 and 40"),
         (["--train.global_batch", "3"], "the nearest that fit are 8 and 8"),
         (["--data.streams", "3"], "use one of 1, 2, 4, 8"),

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import settings
 from orchestrator.config import RunConfig
 from orchestrator.plan import OFFICIAL, Counts, describe, efficiency, lanes_of, learning_rate, make_plan
 from orchestrator.settings import recipe_names
@@ -51,6 +53,28 @@ def test_paper_arithmetic():
     assert [round(rate(s), 6) for s in (0, 30 * 5004 - 1, 30 * 5004, 60 * 5004)] == [0.1, 0.1, 0.01, 0.001]
 
 
+def test_the_papers_cifar10_divides_its_rate_at_32k_and_48k_steps():
+    own = settings.parser("", "")
+    config = settings.load(["--recipe", "cifar10"], own, settings.Edge(Path("/home")))[1]
+    plan = make_plan(config, OFFICIAL["cifar10"])
+    rate = learning_rate(config, plan.steps_per_epoch)
+    marks = (0, 31_999, 32_000, 47_999, 48_000, plan.steps - 1)
+    assert [round(rate(step), 6) for step in marks] == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    assert abs(plan.steps - 64_000) < plan.steps_per_epoch
+    assert (plan.augment.kind, plan.augment.pad, plan.augment.size, plan.augment.flip) == ("pad_crop", 4, 32, True)
+    assert (config.optim.weight_decay, config.optim.decay_norm, config.optim.momentum) == (1e-4, True, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
+)
+def test_the_papers_cifar_nets_are_the_recipes(depth, parameters):
+    own = settings.parser("", "")
+    flags = ["--recipe", "cifar10", "--model.depth", str(depth)]
+    config = settings.load(flags, own, settings.Edge(Path("/home")))[1]
+    assert make_plan(config, OFFICIAL["cifar10"]).parameters == parameters
+
+
 def test_too_small_a_dataset_is_refused_by_setting():
     with pytest.raises(ConfigError, match=r"train.global_batch = 256, .* do not fit 100 training samples"):
         make_plan(RunConfig(), Counts((50, 50), 10, 10))
@@ -68,6 +92,16 @@ SAYS = {
     "goyal": ["256 lanes x 32 images = 8192 a step", "0.1 at step 0"],
     "nvidia90": ["8 lanes x 256 images = 2048 a step", "0 at step 0"],
     "paper": ["resnet-34, shortcut A", "21,623,848 parameters", "120 epochs"],
+    "cifar10": [
+        "resnet-20, shortcut A, 269,722 parameters",
+        "2 lanes x 64 images = 128 a step",
+        "390 steps",
+        "164 epochs = 63,960 steps",
+        "0.1 at step 31,980",
+        "0.01 at step 47,970",
+        "0.001 at step 63,959",
+    ],
+    "cifar10-short": ["resnet-20, shortcut A", "2 lanes x 64 images = 128 a step", "4 epochs"],
     "digits": ["resnet-18, shortcut A", "4 lanes x 16 images = 64 a step", "6 epochs"],
     "digits-quick": ["4 lanes x 16 images = 64 a step"],
 }
