@@ -3,57 +3,70 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs import edge
 from orchestrator.settings import Parser
 from pipelines.pack import pack, packed_alike
-from pipelines.sources import Source
-
-SHARD_SAMPLES = {"digits": 180, "folder": 1250}  # digits: eight shards, so that streams and windows exist
+from pipelines.sources import Source, digits
+from pipelines.sources.folder import folder
 
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 packed, 2 setting, 3 data."""
     args = _parser().parse_args(argv)
     out = args.out.expanduser().absolute()
-    source = _source(args)
-    cut = {"seed": args.seed, "shard_samples": args.shard_samples or SHARD_SAMPLES[args.source]}
-    if found := packed_alike(source, out, **cut):
+    cut = {"seed": args.seed, "shard_samples": args.shard_samples}
+    made_of, source_of = _source(args)
+    if found := packed_alike(made_of, out, **cut):
         edge.say(f"{out} is packed already: digest {found.digest[:16]}")
         return 0
     began = time.monotonic()
     with Bar() as bar:
-        made = pack(source, out, progress=bar.show, **cut)
+        made = pack(source_of(), out, progress=bar.show, **cut)
     counts = ", ".join(f"{split.samples:,} {name} in {len(split.shards)} shards" for name, split in made.splits.items())
     took = time.monotonic() - began
     edge.say(f"packed {out} in {took:.0f} s: {len(made.classes)} classes, {counts}, digest {made.digest[:16]}")
     return 0
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _source(args: argparse.Namespace) -> tuple[Mapping[str, Any], Callable[[], Source]]:
+    """How the dataset is made, and the images; digits are made only when they are needed."""
     if args.source == "digits":
-        from pipelines.sources.digits import digits  # scikit-learn takes seconds to import
-
-        return digits(args.size, args.seed)
-    from pipelines.sources.folder import folder
-
-    return folder(args.train, args.val)
+        return digits.made(args.size, args.seed), lambda: digits.digits(args.size, args.seed)
+    source = folder(args.train, args.val)
+    return source.made, lambda: source
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m jobs.pack", description="Packs images into a dataset.", allow_abbrev=False)
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE", parser_class=Parser)
-    digits = sources.add_parser("digits", help="scikit-learn's handwritten digits as JPEGs")
-    digits.add_argument("--size", type=int, default=16, help="side of an image, px")
-    folder = sources.add_parser("folder", help="class folders, as torchvision's ImageFolder reads them")
-    folder.add_argument("--train", type=Path, required=True, help="training images: one folder a class")
-    folder.add_argument("--val", type=Path, required=True, help="validation images, the same classes")
-    for each in (digits, folder):
+    drawn = sources.add_parser("digits", help="scikit-learn's handwritten digits as JPEGs")
+    drawn.add_argument("--size", type=_positive, default=16, help="side of an image, px")
+    folders = sources.add_parser("folder", help="class folders, as torchvision's ImageFolder reads them")
+    folders.add_argument("--train", type=Path, required=True, help="training images: one folder a class")
+    folders.add_argument("--val", type=Path, required=True, help="validation images, the same classes")
+    for each in (drawn, folders):
         each.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-        each.add_argument("--seed", type=int, default=0, help="of the shuffle (and the digits' split)")
-        each.add_argument("--shard-samples", type=int, default=0, help="images a shard")
+        each.add_argument("--seed", type=_seed, default=0, help="of the shuffle (and the digits' split)")
+        each.add_argument("--shard-samples", type=_positive, metavar="N", help="images a shard")
+    drawn.set_defaults(shard_samples=180)  # eight shards, so that streams and windows exist
+    folders.set_defaults(shard_samples=1250)  # 140 MB of ImageNet
     return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not 0 <= (value := int(text)) < 2**32:
+        raise argparse.ArgumentTypeError("it must lie in 0 .. 2**32 - 1")
+    return value
 
 
 class Bar:

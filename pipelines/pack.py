@@ -1,22 +1,26 @@
 """Packing: images -> shuffled WebDataset tars, an index a split, and dataset.json, which makes it a dataset.
 
 Written beside the target in a hidden folder and renamed at the end: a packer that is killed leaves nothing that looks
-like a dataset.
+like a dataset, and the next one clears away what it left.
 """
 
+import fcntl
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipelines.dataset import MANIFEST, Dataset, Shard, Split, file_sha256, manifest, open_dataset
+from pipelines.dataset import MANIFEST, Dataset, Shard, Split, file_sha256, manifest, open_dataset, verify
 from pipelines.errors import ConfigError, DataError
 from pipelines.index import BLOCK, RECORD, Index, write_index
 from pipelines.sources import Item, Source
@@ -27,37 +31,62 @@ Progress = Callable[[str, int, int], None]  # split, images done, images in all
 def pack(source: Source, out: Path, *, seed: int, shard_samples: int, progress: Progress) -> Dataset:
     """Packs `source` into the folder `out`, which must not exist or hold nothing.
 
-    Raises ConfigError where `out` is in use, DataError where an image cannot be decoded; then nothing is left behind.
+    Raises ConfigError where `out` is in use or cannot be written, DataError where an image cannot be read or decoded;
+    then nothing is left behind.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is in use by something else; name a new folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.packing"
-    shutil.rmtree(partial, ignore_errors=True)  # of a packer that was killed
-    partial.mkdir()
+        what = "a dataset that was made in another way" if (out / MANIFEST).exists() else "something else"
+        raise ConfigError(f"--out {out} holds {what}; name a new folder, or remove it")
     try:
-        splits = {
-            name: _split(partial, name, items, seed, shard_samples, progress) for name, items in source.splits.items()
-        }
-        made = {**source.made, "shuffle_seed": seed, "shard_samples": shard_samples}
-        (partial / MANIFEST).write_text(json.dumps(manifest(source.classes, splits, made), indent=1) + "\n")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with _partial(out) as partial:
+            splits = {
+                name: _split(partial, name, items, seed, shard_samples, progress)
+                for name, items in source.splits.items()
+            }
+            document = manifest(source.classes, splits, _made(source.made, seed, shard_samples))
+            (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror}; name another folder") from error
     return open_dataset(out)
 
 
-def packed_alike(source: Source, out: Path, *, seed: int, shard_samples: int) -> Dataset | None:
-    """The dataset in `out`, if it was made from the same source in the same way."""
+def packed_alike(made: Mapping[str, Any], out: Path, *, seed: int, shard_samples: int) -> Dataset | None:
+    """The dataset in `out`, if it was made in this way. Raises DataError where it was, and is no longer whole."""
     if not (out / MANIFEST).is_file():
         return None
     found = open_dataset(out)
-    made = {**source.made, "shuffle_seed": seed, "shard_samples": shard_samples}
-    same = found.made == made and found.classes == source.classes
-    counts = {name: len(items) for name, items in source.splits.items()}
-    return found if same and counts == {name: split.samples for name, split in found.splits.items()} else None
+    if found.made != _made(made, seed, shard_samples):
+        return None
+    verify(found, "size")
+    return found
+
+
+def _made(source: Mapping[str, Any], seed: int, shard_samples: int) -> dict[str, Any]:
+    return {**source, "shuffle_seed": seed, "shard_samples": shard_samples}
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` for this process alone; gone afterwards unless it was renamed."""
+    partial = out.parent / f".{out.name}.packing"
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when a packer is killed
+        except BlockingIOError:
+            raise ConfigError(f"--out {out} is being packed by another process; wait for it, or name another") from None
+        for left in partial.iterdir():
+            left.unlink()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def _split(folder: Path, name: str, items: Sequence[Item], seed: int, shard_samples: int, progress: Progress) -> Split:
@@ -67,23 +96,24 @@ def _split(folder: Path, name: str, items: Sequence[Item], seed: int, shard_samp
     for number, first in enumerate(range(0, len(items), shard_samples)):
         rows = order[first : first + shard_samples]
         path = folder / f"{name}-{number:06d}.tar"
-        records.append(_shard(path, number, first, [items[i] for i in rows]))
+        chosen = [items[i] for i in rows]
+        records.append(_shard(path, number, first, chosen, lambda done: progress(name, done, len(items))))
         shards.append(Shard(path.name, len(rows), path.stat().st_size, file_sha256(path)))
-        progress(name, first + len(rows), len(items))
     index = f"{name}.index"
     return Split(name, tuple(shards), index, write_index(folder / index, np.concatenate(records)))
 
 
-def _shard(path: Path, number: int, first: int, items: Sequence[Item]) -> Index:
-    """One tar; its records."""
+def _shard(path: Path, number: int, first: int, items: Sequence[Item], done: Callable[[int], None]) -> Index:
+    """One tar; its records. done: hears how many images of the split are written."""
     from webdataset import TarWriter  # imports torch: not for those who only read
 
     sizes = []
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for i, item in enumerate(items):
-            data = item.load()
+            data = _load(item)
             sizes.append(_size(item, data))
             tar.write({"__key__": _key(first + i, item), "jpg": data, "cls": str(item.label).encode()})
+            done(first + i + 1)
     return index_tar(path, number, sizes)
 
 
@@ -109,6 +139,13 @@ def index_tar(path: Path, number: int, sizes: Sequence[tuple[int, int]]) -> Inde
 def _read(raw: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
     raw.seek(member.offset_data)
     return raw.read(member.size)
+
+
+def _load(item: Item) -> bytes:
+    try:
+        return item.load()
+    except OSError as error:
+        raise DataError(f"{item.name} cannot be read: {error.strerror}; remove or repair it") from error
 
 
 def _size(item: Item, data: bytes) -> tuple[int, int]:

@@ -17,9 +17,15 @@ def folder(train: Path, val: Path) -> Source:
         odd = min(set(classes) ^ set(other))
         where = "--train" if odd in classes else "--val"
         raise DataError(f"class folder '{odd}' is only in {where}; both splits need the same classes")
-    splits = {name: list(_items(place, classes)) for name, place in (("train", train), ("val", val))}
-    names = "\n".join(item.name for items in splits.values() for item in items)
-    return Source(classes, splits, {"source": "folder", "names_sha256": hashlib.sha256(names.encode()).hexdigest()})
+    splits: dict[str, list[Item]] = {"train": [], "val": []}
+    digest = hashlib.sha256()
+    for split, place in (("train", train), ("val", val)):
+        for label, path in _images(place, classes):
+            name = path.relative_to(place).as_posix()
+            splits[split].append(Item(name, label, path.read_bytes))
+            digest.update(f"{split} {name} {_bytes(path)}\n".encode("utf-8", "surrogateescape"))
+    # Of names and sizes: tells whether the folders are as they were when packed, without reading the images.
+    return Source(classes, splits, {"source": "folder", "files_sha256": digest.hexdigest()})
 
 
 def _classes(flag: str, place: Path) -> tuple[str, ...]:
@@ -31,10 +37,18 @@ def _classes(flag: str, place: Path) -> tuple[str, ...]:
     return classes
 
 
-def _items(place: Path, classes: tuple[str, ...]) -> Iterator[Item]:
+def _images(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[int, Path]]:
+    """(label, path) of each image."""
     for label, name in enumerate(classes):
         paths = sorted(p for p in (place / name).rglob("*") if p.suffix.lower() in EXTENSIONS)
         if not paths:
             raise DataError(f"class folder {place / name} has no images; remove it or fill it")
         for path in paths:
-            yield Item(path.relative_to(place).as_posix(), label, path.read_bytes)
+            yield label, path
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; remove or repair it") from error
