@@ -66,10 +66,11 @@ class Batches:
         decode: Where,
         threads: int,
         prefetch: int,
+        exact: bool,
     ) -> None:
         self._reader, self._quarantine, self._prefetch = reader, quarantine, prefetch
         self._delivery = Delivery(device)
-        self._decoder = partial(Decoder, size, decode, self._delivery.device_id, threads, batch_size)
+        self._decoder = partial(Decoder, size, decode, self._delivery.device_id, threads, batch_size, exact=exact)
         self._producer: Producer[Batch] | None = None
 
     def asks(self) -> Generator[Ask, None, None]:
@@ -138,6 +139,7 @@ class TrainBatches(Batches):
             decode=decode,
             threads=threads,
             prefetch=prefetch,
+            exact=False,
         )
         self._order, self._augment, self._lanes, self._seed = order, augment, lanes, seed
         self._steps = range(start, stop)
@@ -185,6 +187,7 @@ class EvalBatches(Batches):
             decode=decode,
             threads=threads,
             prefetch=prefetch,
+            exact=True,
         )
         self._ids, self._resize, self._size, self._batch_size = np.asarray(ids, np.int64), resize, size, batch_size
 

@@ -1,9 +1,10 @@
-"""The door to DALI: EncodedBatch + Geometry -> uint8 images, on the GPU or the CPU with the same graph.
+"""The door to DALI: EncodedBatch + Geometry -> uint8 images, on a GPU or on a CPU.
 
-    bytes -> decode the window -> resize -> crop -> mirror -> uint8 NHWC
+    GPU: bytes -> decode the window -> resize -> crop -> mirror    one graph, all of it in DALI
+    CPU: bytes -> decode the window in DALI -> resample.py         DALI's resize is slow there, and up to 14 of 255 off
 
-Crops are inputs, so pixels depend neither on the place in the batch nor on the number of threads. Settings that decide
-pixels were chosen against torchvision: antialiased linear, no EXIF rotation, no fast IDCT; within 1 of 255 of it.
+Windows are inputs, so pixels depend neither on the place in the batch nor on the number of threads. What decides pixels
+was chosen against torchvision: antialiased linear, no EXIF rotation, no fast IDCT. Evaluation is within 1 of 255 of it.
 """
 
 from functools import partial
@@ -11,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from pipelines.augment import Geometry
 from pipelines.errors import ConfigError
 from pipelines.reader import EncodedBatch
+from pipelines.resample import Resampler
 
 Where = Literal["gpu", "cpu"]
 
@@ -33,7 +36,9 @@ def resolve_decode(wanted: Literal["auto", "gpu", "cpu"], gpu_present: bool) -> 
 class Decoder:
     """Decodes batches of up to `batch_size` images to size x size; belongs to the thread that makes it.
 
-    device_id: the GPU that gets the pixels, None on a CPU. hardware_load: share of a batch for a GPU's JPEG engine.
+    device_id: the GPU that will get the pixels, None without one. threads: CPU threads.
+    exact: on a CPU, resize in float32, for evaluation (resample.py). hardware_load: share of a batch for a GPU's JPEG
+    engine.
     """
 
     def __init__(
@@ -44,75 +49,109 @@ class Decoder:
         threads: int,
         batch_size: int,
         hardware_load: float = 0.65,
+        exact: bool = False,
     ) -> None:
         self._size = size
-        self._build = partial(_build, size, decode, device_id, threads, batch_size, hardware_load)
+        self._resampler: Resampler | None = None  # on a GPU DALI does it all
+        if decode == "cpu":
+            self._resampler = Resampler(size, threads, exact=exact, pin_memory=device_id is not None)
+        settings = {
+            "batch_size": batch_size,
+            "num_threads": threads,
+            "device_id": device_id if decode == "gpu" else None,
+            # A batch goes in and comes out, so that one that is refused can be replayed. The producer thread keeps the
+            # next batches ready; deeper pipes would only hide the same wait.
+            "prefetch_queue_depth": 1,
+        }
+        on_gpu = partial(_images, settings, size, hardware_load)
+        self._build = partial(_windows, settings) if self._resampler else on_gpu
         self._pipe: Any = self._build()
 
     def decode(self, batch: EncodedBatch, geometry: Geometry) -> torch.Tensor:
-        """uint8 [n, size, size, 3] on the device, n = len(batch). Raises Refused; the next batch is right again."""
+        """uint8 [n, size, size, 3], n = len(batch). Raises Refused; the next batch is right again."""
         self._feed(batch, geometry)
         try:
-            (images,) = self._pipe.run()
+            (output,) = self._pipe.run()
         except RuntimeError as error:
             self._pipe = self._build()  # a failed pipeline may be invalid, says DALI; a new one takes some milliseconds
             raise Refused(_reason(error)) from error
-        decoded: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
-        return decoded
+        if self._resampler is None:
+            images: torch.Tensor = from_dlpack(output.as_tensor())
+            return images
+        return self._resampler([from_dlpack(output[i]) for i in range(len(batch))], geometry)
 
     def close(self) -> None:
-        """Ends DALI's threads."""
+        """Ends the threads."""
         self._pipe = None
+        if self._resampler:
+            self._resampler.close()
 
     def _feed(self, batch: EncodedBatch, geometry: Geometry) -> None:
         feed = self._pipe.feed_input
-        room = np.maximum(geometry.resize - self._size, 1)  # DALI's crop position is a share of the room there is
-        position = (geometry.crop / room).astype(np.float32)
         feed("jpegs", batch.images())
         feed("anchor", np.ascontiguousarray(geometry.window[:, :2]))
         feed("shape", np.ascontiguousarray(geometry.window[:, 2:]))
-        feed("resize", geometry.resize.astype(np.float32))
-        feed("crop_y", np.ascontiguousarray(position[:, 0]))
-        feed("crop_x", np.ascontiguousarray(position[:, 1]))
-        feed("mirror", geometry.flip)
+        if self._resampler is None:
+            room = np.maximum(geometry.resize - self._size, 1)  # DALI's crop position is a share of the room there is
+            position = (geometry.crop / room).astype(np.float32)
+            feed("resize", geometry.resize.astype(np.float32))
+            feed("crop_y", np.ascontiguousarray(position[:, 0]))
+            feed("crop_x", np.ascontiguousarray(position[:, 1]))
+            feed("mirror", geometry.flip)
 
 
-def _build(size: int, decode: Where, device_id: int | None, threads: int, batch_size: int, load: float) -> Any:
-    from nvidia.dali import fn, pipeline_def, types
+def _given(name: str, dtype: Any, ndim: int) -> Any:
+    from nvidia.dali import fn
 
-    def given(name: str, dtype: Any, ndim: int) -> Any:
-        return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
 
-    # Depth 1: a batch goes in and comes out, so that one that is refused can be replayed. The producer thread keeps
-    # the next batches ready; deeper pipes would only hide the same wait.
-    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1)
-    def graph() -> Any:
-        hardware = {"hw_decoder_load": load} if decode == "gpu" else {}
-        images = fn.decoders.image_slice(  # type: ignore[call-overload]
-            given("jpegs", types.UINT8, 1),
-            given("anchor", types.INT32, 1),
-            given("shape", types.INT32, 1),
-            device="mixed" if decode == "gpu" else "cpu",
-            axis_names="HW",
-            normalized_anchor=False,
-            normalized_shape=False,
-            output_type=types.RGB,
-            adjust_orientation=False,
-            **hardware,
-        )
+
+def _decoded(device: Literal["cpu", "mixed"], **options: Any) -> Any:
+    """The windows of the images, as nodes of a graph; the same on either device."""
+    from nvidia.dali import fn, types
+
+    return fn.decoders.image_slice(
+        _given("jpegs", types.UINT8, 1),
+        _given("anchor", types.INT32, 1),
+        _given("shape", types.INT32, 1),
+        device=device,
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        **options,
+    )
+
+
+def _windows(settings: dict[str, Any]) -> Any:
+    """The CPU's pipeline."""
+    from nvidia.dali import Pipeline
+
+    pipe = Pipeline(**settings)
+    with pipe:
+        pipe.set_outputs(_decoded("cpu"))
+    pipe.build()
+    return pipe
+
+
+def _images(settings: dict[str, Any], size: int, hardware_load: float) -> Any:
+    """The GPU's pipeline."""
+    from nvidia.dali import Pipeline, fn, types
+
+    pipe = Pipeline(**settings)
+    with pipe:
         images = fn.resize_crop_mirror(
-            images,
-            size=given("resize", types.FLOAT, 1),
+            _decoded("mixed", hw_decoder_load=hardware_load),
+            size=_given("resize", types.FLOAT, 1),
             crop=(size, size),
-            crop_pos_y=given("crop_y", types.FLOAT, 0),
-            crop_pos_x=given("crop_x", types.FLOAT, 0),
-            mirror=given("mirror", types.INT32, 0),
+            crop_pos_y=_given("crop_y", types.FLOAT, 0),
+            crop_pos_x=_given("crop_x", types.FLOAT, 0),
+            mirror=_given("mirror", types.INT32, 0),
             interp_type=types.INTERP_LINEAR,
             antialias=True,
         )
-        return images.gpu() if device_id is not None and decode == "cpu" else images
-
-    pipe = graph()
+        pipe.set_outputs(images)
     pipe.build()
     return pipe
 

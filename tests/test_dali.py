@@ -35,6 +35,13 @@ def decoder():
     made.close()
 
 
+@pytest.fixture(scope="module")
+def exact():
+    made = Decoder(48, "cpu", None, 2, 16, exact=True)
+    yield made
+    made.close()
+
+
 def pixels(decoder: Decoder, encoded: EncodedBatch, geometry: Geometry) -> np.ndarray:
     return decoder.decode(encoded, geometry).numpy().copy()
 
@@ -43,24 +50,27 @@ SHAPES = [(60, 80), (80, 60), (48, 48), (31, 200), (200, 31), (57, 58), (300, 30
 
 
 @pytest.mark.parametrize("resize", [48, 55, 64])
-def test_evaluation_agrees_with_pillow_on_made_images(decoder, resize):
+def test_evaluation_agrees_with_pillow_on_made_images(exact, resize):
     images = [jpeg(i, *shape) for i, shape in enumerate(SHAPES)]
     encoded = batch(images)
-    found = pixels(decoder, encoded, eval_geometry(resize, 48, encoded.sizes)).astype(np.int16)
+    found = pixels(exact, encoded, eval_geometry(resize, 48, encoded.sizes)).astype(np.int16)
     assert found.shape == (len(images), 48, 48, 3)
     for image, mine in zip(images, found, strict=True):
         assert np.abs(mine - evaluated(image, resize, 48)).max() <= 1
 
 
 @pytest.mark.skipif(not MINI.exists(), reason="no ImageNet sample on this machine")
-def test_evaluation_agrees_with_pillow_on_imagenet():
+@pytest.mark.parametrize(("exact", "furthest", "mean"), [(True, 1, 0.25), (False, 2, 0.01)])
+def test_evaluation_agrees_with_pillow_on_imagenet(exact, furthest, mean):
+    """Exact: within 1 everywhere. The fast kernel is nearer in the mean, and 2 off in some ties."""
     with tarfile.open(MINI) as tar:
         images = [tar.extractfile(member).read() for member in tar.getmembers()[:64]]
-    encoded, decoder = batch(images), Decoder(224, "cpu", None, 2, 64)
+    encoded, decoder = batch(images), Decoder(224, "cpu", None, 2, 64, exact=exact)
     found = pixels(decoder, encoded, eval_geometry(256, 224, encoded.sizes)).astype(np.int16)
+    decoder.close()
     off = [np.abs(mine - evaluated(image, 256, 224)) for image, mine in zip(images, found, strict=True)]
-    assert max(d.max() for d in off) <= 1
-    assert np.mean(off) < 0.25
+    assert max(d.max() for d in off) <= furthest
+    assert np.mean(off) < mean
 
 
 ODD = {
@@ -74,16 +84,16 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_images_decode_as_pillow_does(decoder, name):
+def test_odd_images_decode_as_pillow_does(exact, name):
     """EXIF orientation is not applied: windows are computed from the stored size, as torchvision does."""
     encoded = batch([ODD[name]])
-    found = pixels(decoder, encoded, eval_geometry(56, 48, encoded.sizes))[0].astype(np.int16)
+    found = pixels(exact, encoded, eval_geometry(56, 48, encoded.sizes))[0].astype(np.int16)
     assert np.abs(found - evaluated(ODD[name], 56, 48)).max() <= 1
 
 
 def test_a_training_crop_is_the_window_resized_and_mirrored(decoder):
-    """Against Pillow: crop, resize, flip. Pillow rounds between its two passes, which enlarging shows: 3 at most."""
-    images = [jpeg(i, 90, 120) for i in range(12)]
+    """Against Pillow: crop, resize, flip; enlarged and reduced."""
+    images = [jpeg(i, 60 + 40 * i, 500 - 35 * i) for i in range(12)]
     encoded = batch(images)
     geometry = train_geometry(Augment(size=48), 3, 1, encoded.ids, encoded.sizes)
     assert 0 < geometry.flip.sum() < 12
@@ -92,9 +102,7 @@ def test_a_training_crop_is_the_window_resized_and_mirrored(decoder):
         window = Image.open(io.BytesIO(images[i])).crop((x, y, x + w, y + h))
         wanted = np.asarray(window.resize((48, 48), Image.Resampling.BILINEAR), np.int16)
         wanted = wanted[:, ::-1] if geometry.flip[i] else wanted
-        off = np.abs(mine - wanted)
-        assert off.max() <= 3
-        assert off.mean() < 0.25
+        assert np.abs(mine - wanted).max() <= 1
 
 
 def test_pixels_depend_on_neither_place_nor_company_nor_threads(decoder):
