@@ -79,7 +79,9 @@ class DataConfig(Section):
     verify: Literal["size", "sha256"] = setting(
         "size", PLACEMENT, "how shards are checked at the start; crc32 always later"
     )
-    max_bad: float = setting(1e-4, HORIZON, "share of a split that may be bad images before the run fails", ge=0, le=1)
+    max_bad: float = setting(
+        1e-4, HORIZON, "share of a split that may be bad images on one worker before the run fails", ge=0, le=1
+    )
 
     _pairs = field_validator("scale", "ratio", "short_side", "mean", "std", mode="before")(_pair)
 
@@ -94,6 +96,8 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.eval_size is {self.eval_size}, above data.eval_resize = {self.eval_resize}; lower it"
             )
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std is {self.std}; three numbers above 0 are needed")
         for name in ("scale", "ratio", "short_side"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
