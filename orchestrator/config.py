@@ -1,6 +1,6 @@
 """Every setting of a run, once: frozen, bounded, documented, checked at birth.
 
-Each field has a kind (DESIGN: settings): *identity* fixes what the weights will be, and a run name belongs to one
+Each field has a kind: *identity* fixes what the weights will be, and a run name belongs to one
 identity for ever; *placement* says where and how fast, and may change with every submission; *horizon* says how far
 and what is reported, and may change where the schedule allows it.
 """
@@ -108,7 +108,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The net (PAPER.md, Table 1)."""
+    """The net (He et al. 2015, Table 1)."""
 
     layout: Literal["imagenet", "cifar"] = setting("imagenet", IDENTITY, "four stages, or CIFAR's three of 6n+2 layers")
     depth: int = setting(50, IDENTITY, "imagenet: 18, 34, 50, 101, 152; cifar: 6n+2, such as 20, 32, 44, 56, 110")
