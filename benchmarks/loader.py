@@ -3,14 +3,15 @@
     python -m benchmarks.loader --data DIR [--rounds 7] [--quick] [--json FILE]
 
 DIR is a folder of class folders, or a dataset that `jobs.pack` wrote. Every contender crops at random (area 0.08 to 1),
-resizes to 224 px, mirrors, and hands over torch tensors in batches of 64. All take turns, round after round, so that a
-noisy machine is noisy for all; a turn is over when the contender has also made again what it had ready at its start.
-CPU seconds are those of the process, its threads and its workers. Ratios are taken within a round; their median and
-quartiles are printed.
+resizes to 224 px, mirrors, and hands over torch tensors in batches of 64. All take short turns, several in a round, so
+that a noisy machine is noisy for all; a turn is over when the contender has also made again what it had ready at its
+start. CPU seconds are those of the process, its threads and its workers. Ratios are taken within a round; their median
+and quartiles are printed.
 """
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -50,20 +52,24 @@ SHARDS = 8  # at least so many tars, that workers have something to share
 class Setting:
     size: int = 224  # px
     batch: int = 64
-    batches: int = 12  # of a turn
+    batches: int = 4  # of a turn
+    turns: int = 4  # of every contender in a round, one after the other
     rounds: int = 7
     threads: int = 2  # decoding threads, or worker processes
 
 
-QUICK = {"size": 32, "batch": 8, "batches": 2, "rounds": 2}
+QUICK = {"size": 32, "batch": 8, "batches": 2, "turns": 1, "rounds": 2}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one turn."""
+    """Of a turn, or of the turns of a round."""
 
-    wall_s: float
-    cpu_s: float
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         contenders = _contenders(dataset, setting, Path(scratch), stack)
         costs = _measure(contenders, setting)
         host = _host(dataset, setting)
-    rows = {name: _row(name, turns, costs, setting) for name, turns in costs.items()}
+    rows = {name: _row(name, its, costs, setting) for name, its in costs.items()}
     _print(rows, host, setting)
     if args.json:
         result = {
@@ -118,8 +124,8 @@ def _contenders(dataset: Dataset, setting: Setting, scratch: Path, stack: ExitSt
         OURS: (b.images for b in ours),
         NATIVE[0]: peers.dali_reader(shards, size, batch, threads, (IMAGENET_MEAN, IMAGENET_STD)),
         NATIVE[1]: peers.dali_reader(shards, size, batch, threads),
-        PILLOW[0]: peers.torch_dataloader(files, pixels, batch, threads, setting.batches),
-        PILLOW[1]: peers.webdataset_loader(shards, pixels, batch, threads, setting.batches),
+        PILLOW[0]: peers.torch_dataloader(files, pixels, batch, threads),
+        PILLOW[1]: peers.webdataset_loader(shards, pixels, batch, threads),
     }
 
 
@@ -145,33 +151,37 @@ def _order(dataset: Dataset, setting: Setting) -> Order:
 
 
 def _measure(contenders: dict[str, Iterator[Any]], setting: Setting) -> dict[str, list[Cost]]:
-    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
+    """The cost of every round, by contender."""
+    rounds: dict[str, list[Cost]] = {name: [] for name in contenders}
     for images in contenders.values():
         _turn(images, setting)  # warms caches, fills queues
-    for number in range(setting.rounds):
-        for name in list(contenders)[:: -1 if number % 2 else 1]:
-            costs[name].append(_turn(contenders[name], setting))
-    return costs
+    for _ in range(setting.rounds):
+        costs = dict.fromkeys(contenders, Cost())
+        for turn in range(setting.turns):
+            for name in list(contenders)[:: -1 if turn % 2 else 1]:
+                costs[name] += _turn(contenders[name], setting)
+        for name, cost in costs.items():
+            rounds[name].append(cost)
+    return rounds
 
 
 def _turn(images: Iterator[Any], setting: Setting) -> Cost:
     """Takes some batches, then waits until the threads rest: what was ready at the start is ready again."""
     wall, cpu = time.perf_counter(), _cpu_s()
     for _ in range(setting.batches):
-        made = next(images)
-        assert len(made) == setting.batch
-    ended, used = time.perf_counter(), _cpu_s()
+        assert len(next(images)) == setting.batch
     while True:
-        time.sleep(0.05)
-        if _cpu_s() - used < 0.01:
-            return Cost(ended - wall, used - cpu)
         ended, used = time.perf_counter(), _cpu_s()
+        time.sleep(0.05)
+        if _cpu_s() - used < 0.005:
+            return Cost(ended - wall, used - cpu)
 
 
 def _cpu_s() -> float:
-    """Of this process and of its workers that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    """CPU seconds of this process and its workers so far; the workers' in steps of 10 ms."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    workers = [psutil.Process(worker.pid).cpu_times() for worker in multiprocessing.active_children() if worker.pid]
+    return usage.ru_utime + usage.ru_stime + sum(times.user + times.system for times in workers)
 
 
 def _host(dataset: Dataset, setting: Setting) -> dict[str, float]:
@@ -201,13 +211,13 @@ def _seconds(work: Callable[[int], object], steps: range) -> float:
     return time.thread_time() - began
 
 
-def _row(name: str, turns: list[Cost], costs: dict[str, list[Cost]], setting: Setting) -> dict[str, Any]:
-    images = setting.batch * setting.batches
-    ratios = [ours.cpu_s / its.cpu_s for ours, its in zip(costs[OURS], turns, strict=True)]
+def _row(name: str, its: list[Cost], costs: dict[str, list[Cost]], setting: Setting) -> dict[str, Any]:
+    images = setting.batch * setting.batches * setting.turns
+    ratios = [ours.cpu_s / other.cpu_s for ours, other in zip(costs[OURS], its, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {
-        "images_per_second": statistics.median(images / turn.wall_s for turn in turns),
-        "cpu_s_per_1000": statistics.median(turn.cpu_s for turn in turns) / images * 1000,
+        "images_per_second": statistics.median(images / cost.wall_s for cost in its),
+        "cpu_s_per_1000": statistics.median(cost.cpu_s for cost in its) / images * 1000,
         "our_cpu_to_its": middle,
         "our_cpu_to_its_quartiles": [low, high],
         "target": TARGETS.get(name),
@@ -216,9 +226,8 @@ def _row(name: str, turns: list[Cost], costs: dict[str, list[Cost]], setting: Se
 
 
 def _print(rows: dict[str, dict[str, Any]], host: dict[str, float], setting: Setting) -> None:
-    table = Table(
-        title=f"{setting.rounds} rounds of {setting.batches * setting.batch} images, {setting.threads} threads"
-    )
+    images = setting.batch * setting.batches * setting.turns
+    table = Table(title=f"{setting.rounds} rounds of {images} images, {setting.threads} threads")
     for column in ("loader", "images/s", "CPU s / 1000", "our CPU to its (quartiles)", "target"):
         table.add_column(column, justify="left" if column == "loader" else "right")
     for name, row in rows.items():

@@ -1,8 +1,8 @@
 """The loaders that people use, written as their manuals do it: what this project's loader is measured against."""
 
-import itertools
 import math
 import random
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 Channels = tuple[float, float, float]
+FORK: dict[str, Any] = {"multiprocessing_context": "fork"}  # cheap workers, as on Linux by default
 
 
 @dataclass(frozen=True)
@@ -91,32 +92,24 @@ class Files(Dataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        with Image.open(self.paths[index % len(self.paths)]) as image:
+        with Image.open(self.paths[index]) as image:
             return self.pixels(image)
 
 
-def torch_dataloader(
-    files: Sequence[Path], pixels: Pixels, batch: int, workers: int, batches: int
-) -> Iterator[torch.Tensor]:
-    """torch's DataLoader with worker processes; started anew for every turn of `batches`. Endless."""
-    dataset = Files(files, pixels)
-    while True:
-        chosen = random.choices(range(len(files)), k=batch * batches)
-        yield from DataLoader(dataset, batch, sampler=chosen, num_workers=workers, multiprocessing_context="fork")
+def torch_dataloader(files: Sequence[Path], pixels: Pixels, batch: int, workers: int) -> Iterator[torch.Tensor]:
+    """torch's DataLoader with worker processes. Endless."""
+    chosen = RandomSampler(files, replacement=True, num_samples=sys.maxsize // batch)
+    yield from DataLoader(Files(files, pixels), batch, sampler=chosen, num_workers=workers, **FORK)
 
 
-def webdataset_loader(
-    shards: Sequence[str], pixels: Pixels, batch: int, workers: int, batches: int
-) -> Iterator[torch.Tensor]:
-    """webdataset with Pillow in the DataLoader's worker processes; started anew for every turn. Endless."""
+def webdataset_loader(shards: Sequence[str], pixels: Pixels, batch: int, workers: int) -> Iterator[torch.Tensor]:
+    """webdataset with Pillow in the DataLoader's worker processes. Endless."""
     import webdataset
 
     data = webdataset.WebDataset(list(shards), resampled=True, shardshuffle=False).shuffle(100).decode("pil")
     data = data.to_tuple("jpg").map_tuple(pixels).batched(batch, partial=False)
-    while True:
-        loader = webdataset.WebLoader(data, batch_size=None, num_workers=workers, multiprocessing_context="fork")
-        for (images,) in itertools.islice(loader, batches):
-            yield images
+    for (images,) in webdataset.WebLoader(data, batch_size=None, num_workers=workers, **FORK):
+        yield images
 
 
 def unpack(shards: Sequence[str], out: Path) -> list[Path]:

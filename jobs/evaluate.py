@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     args, config = settings.load(argv, own, surroundings)
     if bool(args.run) == bool(args.weights):
         raise ConfigError("one of --run NAME and --weights FILE is needed")
+    if args.json and not args.json.expanduser().absolute().parent.is_dir():
+        raise ConfigError(f"--json is {args.json}, whose folder does not exist; name a file in a folder that does")
     found = _score(args.run, args.weights, args.data, config, surroundings)
     edge.say(table(found))
     if args.json:
@@ -41,13 +43,14 @@ def _score(run: str | None, weights: str | None, data: str | None, config: RunCo
     import torch
 
     from orchestrator import scoring
+    from orchestrator.training.models.weights import read_weights
 
     state: dict[str, torch.Tensor]
     if run:
         config = scoring.config_of_run(config, run)
         state = scoring.weights_of_run(config)
     else:
-        state = scoring.weights_of_file(str(weights))
+        state = read_weights(str(weights))
     if data:
         config = settings.resolve(config.replace({"data.root": data}), at)
     if not Path(config.data.root).exists():

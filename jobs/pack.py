@@ -3,19 +3,20 @@
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs import edge
 from jobs.bar import Bar
 from orchestrator.settings import Parser
-from pipelines.checking import check_images
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.pack import LeftOut, left_out_of, pack, packed_alike
-from pipelines.sources import Source
+from pipelines.sources import Source, digits
+from pipelines.sources.folder import folder
+from pipelines.sources.ilsvrc import ilsvrc
+from pipelines.sources.zip import zipped
 
-SHARD_SAMPLES = {"digits": 180}  # eight shards, so that streams and windows exist
-USUAL_SHARD_SAMPLES = 1250
 MOST_SHOWN = 20
 
 
@@ -28,21 +29,40 @@ def main(argv: list[str]) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     out = args.out.expanduser().absolute()
-    shard_samples = args.shard_samples or SHARD_SAMPLES.get(args.source, USUAL_SHARD_SAMPLES)
+    cut = {"seed": args.seed, "shard_samples": args.shard_samples, "bad": args.bad}
     with Bar() as bar:
-        source = _source(args, bar)
-        cut = {"seed": args.seed, "shard_samples": shard_samples, "bad": args.bad}
-        if found := packed_alike(source, out, **cut):
+        made_of, source_of = _source(args, bar)
+        if found := packed_alike(made_of, out, **cut):
             edge.say(f"{out} is packed already: digest {found.digest[:16]}")
             return 0
         began = time.monotonic()
-        made = pack(source, out, progress=bar.show, threads=_threads(), **cut)
+        made = pack(source_of(), out, progress=bar.show, threads=_threads(), **cut)
     _say_left_out(left_out_of(made))
     edge.say(f"packed {out} in {time.monotonic() - began:.0f} s: {_contents(made)}")
     return 0
 
 
+def _source(args: argparse.Namespace, bar: Bar) -> tuple[Mapping[str, Any], Callable[[], Source]]:
+    """How the dataset is made, and the images; digits are made only when they are needed."""
+    if args.source == "digits":
+        return digits.made(args.size, args.seed), lambda: digits.digits(args.size, args.seed)
+    source = _listed(args, bar)
+    return source.made, lambda: source
+
+
+def _listed(args: argparse.Namespace, bar: Bar) -> Source:
+    if args.source == "folder":
+        return folder(args.train, args.val)
+    if args.source == "ilsvrc":
+        return ilsvrc(args.train, args.val, args.devkit, args.expect, bar.show_bytes)
+    source = zipped(args.file, args.train, args.val)
+    edge.say(f"training images from {source.made['train']}/, validation images from {source.made['val']}/")
+    return source
+
+
 def _verify(args: argparse.Namespace) -> int:
+    from pipelines.checking import check_images
+
     dataset = open_dataset(args.dataset.expanduser().absolute())
     total = sum(shard.bytes for split in dataset.splits.values() for shard in split.shards)
     done = 0
@@ -92,57 +112,47 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _source(args: argparse.Namespace, bar: Bar) -> Source:
-    if args.source == "digits":
-        from pipelines.sources.digits import digits  # scikit-learn takes seconds to import
-
-        return digits(args.size, args.seed)
-    if args.source == "folder":
-        from pipelines.sources.folder import folder
-
-        return folder(args.train, args.val)
-    if args.source == "zip":
-        from pipelines.sources.zip import zipped
-
-        source = zipped(args.file, args.train, args.val)
-        edge.say(f"training images from {source.made['train']}/, validation images from {source.made['val']}/")
-        return source
-    from pipelines.sources.ilsvrc import ilsvrc
-
-    return ilsvrc(args.train, args.val, args.devkit, args.expect, bar.show_bytes)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m jobs.pack", description="Packs images into a dataset.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="source", required=True, metavar="COMMAND", parser_class=Parser)
-    digits = commands.add_parser("digits", help="scikit-learn's handwritten digits as JPEGs")
-    digits.add_argument("--size", type=int, default=16, help="side of an image, px")
-    folder = commands.add_parser("folder", help="class folders, as torchvision's ImageFolder reads them")
-    folder.add_argument("--train", type=Path, required=True, help="training images: one folder a class")
-    folder.add_argument("--val", type=Path, required=True, help="validation images, the same classes")
-    zipped = commands.add_parser("zip", help="class folders in a zip")
-    zipped.add_argument("file", type=Path, metavar="FILE.zip")
-    zipped.add_argument("--train", default="", metavar="PREFIX", help="training images' folder; default: named train")
-    zipped.add_argument("--val", default="", metavar="PREFIX", help="validation images'; default: named val or test")
-    ilsvrc = commands.add_parser("ilsvrc", help="the official ImageNet tars, as they are")
-    ilsvrc.add_argument("--train", type=Path, required=True, metavar="ILSVRC2012_img_train.tar")
-    ilsvrc.add_argument("--val", type=Path, required=True, metavar="ILSVRC2012_img_val.tar")
-    ilsvrc.add_argument("--devkit", type=Path, required=True, metavar="ILSVRC2012_devkit_t12.tar.gz")
-    ilsvrc.add_argument("--expect", choices=["official", "any"], default="official", help="how many images and classes")
-    for each in (digits, folder, zipped, ilsvrc):
-        each.set_defaults(act=_pack)
-        each.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-        each.add_argument("--seed", type=_natural, default=0, help="of the shuffle (and the digits' split)")
-        each.add_argument("--shard-samples", type=_natural, default=0, help="images a shard; 0 = 1250, digits 180")
-        each.add_argument("--bad", choices=["refuse", "skip"], default="refuse", help="images that do not decode")
+    _add_sources(commands)
     _add_readers(commands)
     return parser
 
 
-def _natural(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"is '{text}'; a whole number, 0 or more, is needed")
-    return int(text)
+def _add_sources(commands: "argparse._SubParsersAction[Parser]") -> None:
+    drawn = commands.add_parser("digits", help="scikit-learn's handwritten digits as JPEGs")
+    drawn.add_argument("--size", type=_whole(1, 65535), default=16, help="side of an image, px")
+    folders = commands.add_parser("folder", help="class folders, as torchvision's ImageFolder reads them")
+    folders.add_argument("--train", type=Path, required=True, help="training images: one folder a class")
+    folders.add_argument("--val", type=Path, required=True, help="validation images, the same classes")
+    zips = commands.add_parser("zip", help="class folders in a zip")
+    zips.add_argument("file", type=Path, metavar="FILE.zip")
+    zips.add_argument("--train", default="", metavar="PREFIX", help="training images' folder; default: named train")
+    zips.add_argument("--val", default="", metavar="PREFIX", help="validation images'; default: named val or test")
+    tars = commands.add_parser("ilsvrc", help="the official ImageNet tars, as they are")
+    tars.add_argument("--train", type=Path, required=True, metavar="ILSVRC2012_img_train.tar")
+    tars.add_argument("--val", type=Path, required=True, metavar="ILSVRC2012_img_val.tar")
+    tars.add_argument("--devkit", type=Path, required=True, metavar="ILSVRC2012_devkit_t12.tar.gz")
+    tars.add_argument("--expect", choices=["official", "any"], default="official", help="how many images and classes")
+    for each in (drawn, folders, zips, tars):
+        each.add_argument("--out", type=Path, required=True, help="the dataset's folder")
+        each.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the shuffle (and the digits' split)")
+        each.add_argument("--shard-samples", type=_whole(1, 2**31 - 1), metavar="N", help="images a shard")
+        each.add_argument("--bad", choices=["refuse", "skip"], default="refuse", help="images that do not decode")
+        each.set_defaults(act=_pack, shard_samples=1250)  # 140 MB of ImageNet
+    drawn.set_defaults(shard_samples=180)  # eight shards, so that streams and windows exist
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """Reads whole numbers in a range."""
+
+    def parse(text: str) -> int:
+        if text.isascii() and text.isdigit() and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"it is '{text}'; a whole number in {least} .. {most} is needed")
+
+    return parse
 
 
 def _add_readers(commands: "argparse._SubParsersAction[Parser]") -> None:

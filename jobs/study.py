@@ -1,7 +1,5 @@
 """Plain and residual nets trained alike, beside the paper: `python -m jobs.study --recipe digits --name demo`."""
 
-import signal
-
 from jobs import edge
 from orchestrator import settings, study
 from orchestrator.cluster.environment import prepare
@@ -29,11 +27,9 @@ def main(argv: list[str]) -> int:
     from orchestrator import supervise  # ray, torch and mlflow take seconds to import: not for a dry run
     from orchestrator.cluster.session import session
 
-    # Between two runs, too, a stop marks the study KILLED.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster, stops = (lambda: session(config.cluster.cpus)), (KeyboardInterrupt, supervise.Stopped)
     try:
-        study.run(config, nets, args.seeds, say=edge.say, train=supervise.run,
-                  cluster=lambda: session(config.cluster.cpus), stops=(KeyboardInterrupt, supervise.Stopped))  # fmt: skip
+        study.run(config, nets, args.seeds, say=edge.say, train=supervise.run, cluster=cluster, stops=stops)
     except supervise.Stopped as stopped:
         edge.say(f"stopped; the same command goes on from the last checkpoint in {config.folder()}")
         return 128 + stopped.signum

@@ -50,7 +50,7 @@ def report(result: "Result") -> str:
         "top-1 / top-5": f"{result.top1:.2%} / {result.top5:.2%} of {result.val_samples} validation images",
         "training loss": f"{result.train_loss:.4f} (mean of the last epoch)",
         "weights": f"sha256 {result.weights_sha256}",
-        "data read": f"digest {result.data_digest}, {result.bad_samples} bad images replaced",
+        "data read": f"digest {result.data_digest}, {result.bad_samples} times a bad image was replaced",
         "restarts": str(result.restarts),
         "speed": f"{result.images_per_second:,.0f} img/s" if result.images_per_second else "nothing was left to do",
         "MLflow": result.mlflow_url or "no server: see tracking.uri",

@@ -1,6 +1,6 @@
 """Every setting of a run, once: frozen, bounded, documented, checked at birth.
 
-Each field has a kind (DESIGN: settings): *identity* fixes what the weights will be, and a run name belongs to one
+Each field has a kind: *identity* fixes what the weights will be, and a run name belongs to one
 identity for ever; *placement* says where and how fast, and may change with every submission; *horizon* says how far
 and what is reported, and may change where the schedule allows it.
 """
@@ -83,7 +83,9 @@ class DataConfig(Section):
     verify: Literal["size", "sha256"] = setting(
         "size", PLACEMENT, "how shards are checked at the start; crc32 always later"
     )
-    max_bad: float = setting(1e-4, HORIZON, "share of a split that may be bad images before the run fails", ge=0, le=1)
+    max_bad: float = setting(
+        1e-4, HORIZON, "share of a split that may be bad images on one worker before the run fails", ge=0, le=1
+    )
 
     _pairs = field_validator("scale", "ratio", "short_side", "mean", "std", mode="before")(_pair)
 
@@ -98,6 +100,8 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.eval_size is {self.eval_size}, above data.eval_resize = {self.eval_resize}; lower it"
             )
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std is {self.std}; three numbers above 0 are needed")
         for name in ("scale", "ratio", "short_side"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -108,7 +112,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The net (PAPER.md, Table 1)."""
+    """The net (He et al. 2015, Table 1)."""
 
     layout: Literal["imagenet", "cifar"] = setting("imagenet", IDENTITY, "four stages, or CIFAR's three of 6n+2 layers")
     depth: int = setting(50, IDENTITY, "imagenet: 18, 34, 50, 101, 152; cifar: 6n+2, such as 20, 32, 44, 56, 110")

@@ -84,18 +84,6 @@ def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.devic
     )
 
 
-def weights_of_file(path: str) -> dict[str, torch.Tensor]:
-    """A state dict from a file; nothing in it is executed. Raises ConfigError where it is none."""
-    try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds; each means the same to the user
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"weights file {path} cannot be read: {cause}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"weights file {path} holds a {type(loaded).__name__}; a state dict is needed")
-    return loaded
-
-
 def config_of_run(config: RunConfig, name: str) -> RunConfig:
     """The settings of the run `name` in config's storage; where things are and what they use is config's own."""
     run = settings_of(Storage(f"{config.cluster.storage}/{name}"), name)

@@ -15,7 +15,13 @@ from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from orchestrator.config import RunConfig, absolute, flatten
 from pipelines.errors import ConfigError
@@ -35,7 +41,7 @@ class Edge:
     @staticmethod
     def of_environment() -> "Edge":
         """Read once, at the start of a command."""
-        home = Path(os.environ.get("SKIPLANE_HOME") or "~/.skiplane").expanduser()
+        home = Path(os.environ.get("SKIPLANE_HOME") or "~/.skiplane").expanduser().absolute()
         return Edge(home, os.environ.get("MLFLOW_TRACKING_URI", ""), "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
 
 
@@ -96,13 +102,17 @@ def load(argv: Sequence[str], own: argparse.ArgumentParser, edge: Edge) -> tuple
         return args, resolve(RunConfig.model_validate(merged), edge)
     except ValidationError as error:
         raise ConfigError(sentences(error)) from error
+    except SettingsError as error:  # a section given as a whole, such as --data X
+        raise ConfigError("a section's name alone is no setting: give --SECTION.SETTING VALUE (--help)") from error
 
 
 def resolve(config: RunConfig, edge: Edge) -> RunConfig:
     """Fills what depends on the surroundings: data.root, cluster.storage, tracking.uri, tracking.experiment."""
     changes = {
         "data.root": _path("data.root", config.data.root, edge) or str(edge.home / "data" / config.data.name),
-        "cluster.storage": _path("cluster.storage", config.cluster.storage, edge) or str(edge.home / "runs"),
+        "cluster.storage": _bucket("cluster.storage", config.cluster.storage)
+        or _path("cluster.storage", config.cluster.storage, edge)
+        or str(edge.home / "runs"),
         "model.init": _path("model.init", config.model.init, edge),
         "tracking.uri": config.tracking.uri or edge.tracking_uri or f"sqlite:///{edge.home / 'mlflow.db'}",
         "tracking.experiment": config.tracking.experiment or config.data.name,
@@ -154,8 +164,8 @@ def _file(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} holds no settings; sections such as 'model:' are expected")
     return values
@@ -167,6 +177,17 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _bucket(name: str, value: str) -> str:
+    """A URL with its bucket; empty for a local path."""
+    if not re.match(r"[a-z0-9]+:/", value):
+        return ""
+    if not re.fullmatch(r"(s3|gs|az)://[^/]+(/.*)?", value):
+        raise ConfigError(
+            f"{name} is '{value}'; use a folder, or s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH"
+        )
+    return value.rstrip("/")
 
 
 def _path(name: str, value: str, edge: Edge) -> str:

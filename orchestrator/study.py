@@ -94,6 +94,8 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
     again, and neither cluster nor tracking server is contacted.
     """
     runs, storage = children(config, nets, seeds), Storage(config.folder())
+    if storage.read("run.json") is not None:
+        raise ConfigError(f"name '{config.name}' is a run in {storage.place}; use another --name")
     before = _result(storage)
     if before is not None and {(row["name"], row["seed"]) for row in before["nets"]} == {_key(child) for child in runs}:
         # Each returns at once; a name that is used with other settings is refused.
@@ -163,7 +165,7 @@ def _open(config: RunConfig, storage: Storage, runs: Sequence[RunConfig]) -> Tra
     """The parent run in MLflow; noted in study.json, so that going on does not make another."""
     if config.tracking.uri == "off":
         return NullTracker()
-    noted = json.loads(storage.read("study.json") or b"{}")
+    noted = _read(storage, "study.json") or {}
     tracker = open_tracker(
         config.tracking.uri, config.tracking.experiment, config.name, run_id=noted.get("mlflow_run_id"),
         params={"runs": ", ".join(child.name for child in runs)},
@@ -173,8 +175,16 @@ def _open(config: RunConfig, storage: Storage, runs: Sequence[RunConfig]) -> Tra
 
 
 def _result(storage: Storage) -> dict[str, Any] | None:
-    raw = storage.read("result.json")
-    return None if raw is None else json.loads(raw)
+    return _read(storage, "result.json")
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any] | None:
+    """A record of the study; None where there is none, or a torn one."""
+    try:
+        found = json.loads(storage.read(name) or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _key(child: RunConfig) -> tuple[str, int]:

@@ -21,9 +21,11 @@ from orchestrator.context import Record
 from orchestrator.plan import Plan, counts_of, efficiency, make_plan
 from orchestrator.progress import Ear
 from orchestrator.state.checkpoints import Checkpoints
+from orchestrator.state.lease import lease
 from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
+from orchestrator.training.models.weights import read_weights
 from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ConfigError, SkiplaneError, TrainingError
@@ -78,8 +80,8 @@ def run(
 def open_checked(config: RunConfig) -> Dataset:
     """The dataset, with its shards checked as data.verify says. Raises ConfigError, DataError."""
     root = config.data.root
-    if config.model.init and not Path(config.model.init).is_file():
-        raise ConfigError(f"model.init is {config.model.init}, which does not exist; name a file of weights")
+    if config.model.init:
+        read_weights(config.model.init)
     if "://" not in root and not Path(root).exists():
         raise ConfigError(
             f"data.root is {root}, which does not exist; pack a dataset there (python -m jobs.pack --help) "
@@ -101,6 +103,7 @@ class _Life:
         self.workers = 0
         self.tracker: Tracker = NullTracker()
         self.stop = StopSignal()
+        self.still_ours: Callable[[], None] = lambda: None
 
     def live(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Result:
         """Server and cluster looked at, tracker open, attempts, result."""
@@ -108,8 +111,9 @@ class _Life:
             answers(self.config.tracking.uri)
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
-            self.tracker = self._open_tracker(run_id, parent, tags)
-            return self._tracked()
+            with lease(self.storage, self.config.name, self.say) as self.still_ours:
+                self.tracker = self._open_tracker(run_id, parent, tags)
+                return self._tracked()
 
     def _tracked(self) -> Result:
         """Attempts, result, and the end of the MLflow run."""
@@ -119,14 +123,19 @@ class _Life:
             result = self._result(self._attempts())
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
-            status, result = "KILLED", self._ended("stopped", "interrupted twice")
-        except SkiplaneError as error:
-            self._ended("failed", str(error))
+            status, result = "KILLED", self._ended("stopped", "interrupted before a checkpoint of its own")
+        except Exception as error:
+            self._ended(
+                "failed", str(error) if isinstance(error, SkiplaneError) else f"{type(error).__name__}: {error}"
+            )
             raise
         finally:
             left = self.tracker.finish(status)
             if left:
-                self.say(f"tracking: {left} points did not reach {self.config.tracking.uri}")
+                self.say(
+                    f"tracking: {left} records did not reach {self.config.tracking.uri} and are lost there; what the "
+                    f"run is and was stands in {self.storage.place}"
+                )
         if result.status == "stopped":
             raise Stopped(self.stop.signum or signal.SIGINT)
         return result
@@ -137,17 +146,16 @@ class _Life:
         """Fits until a group ends by itself; failures in a row without progress are limited."""
         failures, reached = 0, self._resume_step()
         ear = Ear(self.config, self.plan, self.tracker, self.say)
-        mailbox = Mailbox()
-        try:
-            while True:
-                try:
-                    return self._attempt(mailbox, ear)
-                except GroupDied as died:
-                    now = self._resume_step()
-                    failures, reached = (0 if now > reached else failures) + 1, max(now, reached)
-                    self._after_death(died, failures)
-        finally:
-            mailbox.close()
+        while True:
+            mailbox = Mailbox()  # a new one each time: it may be what was lost
+            try:
+                return self._attempt(mailbox, ear)
+            except GroupDied as died:
+                now = self._resume_step()
+                failures, reached = (0 if now > reached else failures) + 1, max(now, reached)
+                self._after_death(died, failures)
+            finally:
+                mailbox.close()
 
     def _attempt(self, mailbox: Mailbox, ear: Ear) -> dict[str, Any]:
         size = find_room(self.config.cluster, self.config.data.root, self.storage, self.say, self._asked)
@@ -161,6 +169,7 @@ class _Life:
         asked = False
         while not group.wait(POLL_S):
             self._hear(mailbox, ear)
+            self.still_ours()
             if self.stop.signum is not None and not asked:
                 asked = True
                 self.say(f"{signal.Signals(self.stop.signum).name}: saving a checkpoint, then stopping")
@@ -216,7 +225,11 @@ class _Life:
                 tags=self._tags() | tags,
                 dataset=data,
             )
-        write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id))
+        try:
+            write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id))
+        except BaseException:
+            tracker.finish("FAILED")
+            raise
         return tracker
 
     def _params(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from orchestrator.training import loop
 from orchestrator.training.determinism import deterministic
 from orchestrator.training.evaluate import EvalSums, evaluate
 from orchestrator.training.models.resnet import build
-from orchestrator.training.models.weights import load_weights
+from orchestrator.training.models.weights import load_weights, read_weights
 from orchestrator.training.step import TrainStep
 from pipelines.augment import pca_shift
 from pipelines.batches import Batch, EvalBatches, TrainBatches
@@ -119,7 +119,7 @@ class Worker:
         data, optim, train = self.config.data, self.config.optim, self.config.train
         model = build(self.config.model.arch(self.plan.classes), seed=train.seed)
         if self.config.model.init:
-            note = load_weights(model, torch.load(self.config.model.init, weights_only=True, map_location="cpu"))
+            note = load_weights(model, read_weights(self.config.model.init))
             self._say(f"weights of {self.config.model.init}: {note}")
         return TrainStep(
             model,

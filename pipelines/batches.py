@@ -5,10 +5,10 @@ order -> ids -> Reader -> EncodedBatch -> Decoding -> Batch
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pipelines.augment import Augment, Geometry, eval_geometry, train_geometry
 from pipelines.dali import Decoder, Where
 from pipelines.decoding import Decoding, GeometryOf, StandIns
+from pipelines.delivery import Delivery
 from pipelines.digest import digest
 from pipelines.order import Order
 from pipelines.producer import Producer
 from pipelines.quarantine import BadSample, Quarantine, nearest
-from pipelines.reader import EncodedBatch, Reader, Slab
+from pipelines.reader import EncodedBatch, Reader
 
 READ_AHEAD = 1  # encoded batches that wait for the decoder
 NEIGHBOURS = 32  # samples on either side that may stand in for a bad one in evaluation
@@ -66,12 +67,13 @@ class Batches:
         decode: Where,
         threads: int,
         prefetch: int,
+        exact: bool = False,
         reaches_outside: bool = False,
     ) -> None:
         self._reader, self._quarantine, self._prefetch = reader, quarantine, prefetch
         self._delivery = Delivery(device)
         place = (decode, self._delivery.device_id, threads, batch_size)
-        self._decoder = partial(Decoder, size, *place, reaches_outside=reaches_outside)
+        self._decoder = partial(Decoder, size, *place, exact=exact, reaches_outside=reaches_outside)
         self._producer: Producer[Batch] | None = None
 
     def asks(self) -> Generator[Ask, None, None]:
@@ -190,6 +192,7 @@ class EvalBatches(Batches):
             decode=decode,
             threads=threads,
             prefetch=prefetch,
+            exact=True,
         )
         self._ids, self._resize, self._size, self._batch_size = np.asarray(ids, np.int64), resize, size, batch_size
 
@@ -237,42 +240,6 @@ class SyntheticBatches:
 
     def close(self) -> None:
         """Nothing runs."""
-
-
-class Delivery:
-    """Brings decoded images to the device, and makes the memory that encoded ones are read into.
-
-    On a GPU the copy runs in a stream of its own, so that it does not wait for the step that is running there, and
-    DALI gets its buffer back only when the copy is done: it knows nothing of the step that reads the images. Its price
-    is one pass over the images in device memory.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cuda = device.type == "cuda"
-        self.device_id = (device.index or 0) if self._cuda else None
-        self._consumer: Any = torch.cuda.current_stream(device) if self._cuda else None
-        self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
-
-    def slab(self, size: int) -> Slab:
-        """Memory for encoded images, uint8 [size]; pinned where a GPU reads from it."""
-        if not self._cuda:
-            return np.empty(size, np.uint8)
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
-
-    def stream(self) -> Any:
-        """A context for the producing thread: what it copies, it copies beside the step."""
-        return torch.cuda.stream(self._stream) if self._cuda else nullcontext()
-
-    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors on the device, safe to use in the stream that was current when this was made."""
-        if not self._cuda:
-            return list(tensors)
-        moved = [tensor.to(self._device, copy=True) for tensor in tensors]
-        self._stream.synchronize()
-        for tensor in moved:
-            tensor.record_stream(self._consumer)
-        return moved
 
 
 def lane_mates(ids: NDArray[np.int64], row: int) -> Iterator[int]:

@@ -5,7 +5,7 @@ Pillow accepts what DALI refuses (GIF, for one), so Pillow is only asked for siz
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -18,9 +18,8 @@ from pipelines.dataset import Dataset
 from pipelines.errors import DataError
 from pipelines.quarantine import CHECKSUM
 from pipelines.reader import EncodedBatch, Reader
-from pipelines.sources import BadImage, Item
+from pipelines.sources import BadImage, Item, Progress
 
-Progress = Callable[[str, int, int], None]  # split, images done, images in all
 MOST, MOST_PIXELS = 32, 1 << 26  # images and pixels that are decoded at once: 200 MB
 LONGEST = 65535  # px; a record keeps 16 bits a side
 
@@ -37,9 +36,12 @@ class Checked:
     fault: str = ""
 
 
-def checked(items: Iterable[Item], threads: int) -> Iterator[Checked]:
-    """Every item, in order, a few at a time. Raises DataError for one that cannot be read."""
-    with closing(Decoder(1, "cpu", None, threads, MOST, reaches_outside=True)) as decoder:
+def checked(items: Iterable[Item], threads: int) -> Generator[Checked, None, None]:
+    """Every item, in order, a few at a time. Raises DataError for one that cannot be read.
+
+    Closing it ends the decoder's threads.
+    """
+    with closing(Decoder(1, "cpu", None, threads, MOST)) as decoder:
         for group in _groups(map(_look, items)):
             yield from _decoded(decoder, group)
 

@@ -1,28 +1,33 @@
 """Packing: images -> shuffled WebDataset tars, an index a split, and dataset.json, which makes it a dataset.
 
 Written beside the target in a hidden folder and renamed at the end: a packer that is killed leaves nothing that looks
-like a dataset. Images stream through: a few dozen are in memory at once, whatever the size of the set.
+like a dataset, and the next one clears away what it left. Images stream through: a few dozen are in memory at once,
+whatever the size of the set.
 """
 
+import fcntl
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipelines.checking import Checked, Progress, checked
-from pipelines.dataset import MANIFEST, Dataset, Shard, Split, file_sha256, manifest, open_dataset
+from pipelines.dataset import MANIFEST, Dataset, Shard, Split, file_sha256, manifest, open_dataset, verify
 from pipelines.errors import ConfigError, DataError
 from pipelines.index import BLOCK, RECORD, Index, write_index
-from pipelines.sources import Item, Items, Source
+from pipelines.sources import Item, Items, Progress, Source
+
+if TYPE_CHECKING:
+    from pipelines.checking import Checked
 
 Bad = Literal["refuse", "skip"]  # what happens to images that cannot be decoded
 LeftOut = dict[str, str]  # split, name, reason
@@ -40,52 +45,47 @@ def pack(
 ) -> Dataset:
     """Packs `source` into the folder `out`, which must not exist or hold nothing. threads: that decode.
 
-    Images that cannot be decoded are listed under `left_out` of what `made` says, or refused. Raises ConfigError where
-    `out` is in use, DataError for an image that is refused and for a disk that is full; then nothing is left behind.
+    Images that cannot be decoded are listed under `left_out` of what `made` says, or refused. `progress` hears of each
+    image that is done with. Raises ConfigError where `out` is in use or cannot be written, DataError where an image
+    cannot be read or is refused; then nothing is left behind.
     """
+    from pipelines.checking import checked  # imports torch: not for those who only ask whether it is packed
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "a dataset that was made in another way" if (out / MANIFEST).exists() else "something else"
+        raise ConfigError(f"--out {out} holds {what}; name a new folder, or remove it")
     left_out: list[LeftOut] = []
     splits = {}
-    with _new_folder(out) as folder:
-        for name, items in source.splits.items():
-            images = _good(checked(_shuffled(items, seed), threads), name, bad, left_out)
-            splits[name] = _split(folder, name, images, shard_samples, progress, len(items))
-        made = _made(source, seed, shard_samples, left_out)
-        (folder / MANIFEST).write_text(json.dumps(manifest(source.classes, splits, made), indent=1) + "\n")
+    try:
+        with _partial(out) as partial:
+            for name, items in source.splits.items():
+                with closing(checked(_shuffled(items, seed), threads)) as images:
+                    good = _good(images, name, len(items), bad, left_out, progress)
+                    splits[name] = _split(partial, name, good, shard_samples)
+            document = manifest(source.classes, splits, _made(source.made, seed, shard_samples, left_out))
+            (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+    except OSError as error:  # what is read has errors of its own by now
+        raise ConfigError(
+            f"--out {out} cannot be written: {error.strerror}; make room, or name another folder"
+        ) from error
     return open_dataset(out)
 
 
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its name when all went well; else nothing is left of it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is in use by something else; name a new folder or remove it")
-    hidden = out.parent / f".{out.name}.packing"
-    shutil.rmtree(hidden, ignore_errors=True)  # of a packer that was killed
-    try:
-        hidden.mkdir(parents=True)
-        yield hidden
-        if out.exists():
-            out.rmdir()
-        hidden.rename(out)
-    except OSError as error:  # what is read has errors of its own by now
-        raise DataError(
-            f"--out {out} cannot be written: {error.strerror}; make room, or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-def packed_alike(source: Source, out: Path, *, seed: int, shard_samples: int, bad: Bad = "refuse") -> Dataset | None:
-    """The dataset in `out`, if it was made from the same source in the same way."""
+def packed_alike(
+    made: Mapping[str, Any], out: Path, *, seed: int, shard_samples: int, bad: Bad = "refuse"
+) -> Dataset | None:
+    """The dataset in `out`, if it was made in this way. Raises DataError where it was, and is no longer whole."""
     if not (out / MANIFEST).is_file():
         return None
     found = open_dataset(out)
     left_out = left_out_of(found)
-    if found.classes != source.classes or found.made != _made(source, seed, shard_samples, left_out):
+    if found.made != _made(made, seed, shard_samples, left_out) or (left_out and bad == "refuse"):
         return None
-    less = {name: sum(one["split"] == name for one in left_out) for name in source.splits}
-    whole = all(len(items) - less[name] == found.splits[name].samples for name, items in source.splits.items())
-    return found if whole and (bad == "skip" or not left_out) else None
+    verify(found, "size")
+    return found
 
 
 def left_out_of(dataset: Dataset) -> list[LeftOut]:
@@ -93,10 +93,31 @@ def left_out_of(dataset: Dataset) -> list[LeftOut]:
     return list(dataset.made.get("left_out", ()))
 
 
-def _made(source: Source, seed: int, shard_samples: int, left_out: Sequence[LeftOut]) -> Mapping[str, Any]:
-    made = {**source.made, "shuffle_seed": seed, "shard_samples": shard_samples}
+def _made(source: Mapping[str, Any], seed: int, shard_samples: int, left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    made = {**source, "shuffle_seed": seed, "shard_samples": shard_samples}
     names = sorted(left_out, key=lambda one: (one["split"], one["name"]))
     return {**made, "left_out": names} if names else made
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` for this process alone; gone afterwards unless it was renamed."""
+    partial = out.parent / f".{out.name}.packing"
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when a packer is killed
+        except BlockingIOError:
+            raise ConfigError(f"--out {out} is being packed by another process; wait for it, or name another") from None
+        for left in partial.iterdir():
+            left.unlink()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def _shuffled(items: Items, seed: int) -> Iterator[Item]:
@@ -104,9 +125,11 @@ def _shuffled(items: Items, seed: int) -> Iterator[Item]:
     return (items[int(i)] for i in order)
 
 
-def _good(images: Iterable[Checked], split: str, bad: Bad, left_out: list[LeftOut]) -> Iterator[Checked]:
+def _good(
+    images: Iterable["Checked"], split: str, total: int, bad: Bad, left_out: list[LeftOut], progress: Progress
+) -> Iterator["Checked"]:
     """Those that decode; the others are added to `left_out`, or the first one is refused with DataError."""
-    for image in images:
+    for done, image in enumerate(images, 1):
         if not image.fault:
             yield image
         elif bad == "skip":
@@ -116,11 +139,10 @@ def _good(images: Iterable[Checked], split: str, bad: Bad, left_out: list[LeftOu
                 f"{image.item.name} in {split} is not an image that can be decoded ({image.fault}); remove or repair "
                 "it, or leave such images out with --bad skip"
             )
+        progress(split, done, total)  # whoever asks for the next one has written this one
 
 
-def _split(
-    folder: Path, name: str, images: Iterator[Checked], shard_samples: int, progress: Progress, total: int
-) -> Split:
+def _split(folder: Path, name: str, images: Iterator["Checked"], shard_samples: int) -> Split:
     """Cuts into shards, writes them and their index."""
     shards: list[Shard] = []
     records: list[Index] = []
@@ -130,16 +152,17 @@ def _split(
         shards.append(shard)
         records.append(index)
         written += len(index)
-        progress(name, written, total)
     if not shards:
         raise DataError(f"no image of {name} can be decoded; look at the source")
     index_name = f"{name}.index"
     return Split(name, tuple(shards), index_name, write_index(folder / index_name, np.concatenate(records)))
 
 
-def _shard(path: Path, number: int, first: int, images: Iterator[Checked], samples: int) -> tuple[Shard, Index] | None:
+def _shard(
+    path: Path, number: int, first: int, images: Iterator["Checked"], samples: int
+) -> tuple[Shard, Index] | None:
     """One tar of the next `samples` images, and its records; None where there are no more."""
-    from webdataset import TarWriter  # imports torch: not for those who only read
+    from webdataset import TarWriter  # imports torch too
 
     begins = next(images, None)
     if begins is None:

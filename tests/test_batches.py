@@ -257,7 +257,7 @@ def threads() -> set[str]:
 def test_closing_early_leaves_no_thread(packed):
     with training(packed, stop=1000) as batches:
         next(iter(batches))
-        assert threads() == {"skiplane-decode", "skiplane-ahead"}
+        assert threads() >= {"skiplane-decode", "skiplane-ahead", "skiplane-resize_0"}
     assert threads() == set()
 
 

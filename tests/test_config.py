@@ -35,6 +35,10 @@ def load(*argv, edge=None, tmp="/nowhere"):
         (["--config", "/no/such.yaml"], "config file /no/such.yaml cannot be read"),
         (["--optim.nesterov", "true", "--optim.momentum", "0"], "optim.nesterov is on with optim.momentum = 0"),
         (["--optim.milestones", "60,30"], "rising epochs are needed"),
+        (["--data", "/x"], "a section's name alone is no setting"),
+        (["--cluster.storage", "s3://"], "cluster.storage is 's3://'; use a folder, or s3://BUCKET/PATH"),
+        (["--cluster.storage", "s3:/x"], "cluster.storage is 's3:/x'; use a folder, or s3://BUCKET/PATH"),
+        (["--data.std", "0,1,1"], "three numbers above 0 are needed"),
         (["--data.eval_size", "300"], "above data.eval_resize = 256"),
     ],
 )

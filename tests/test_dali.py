@@ -33,6 +33,13 @@ def decoder():
     made.close()
 
 
+@pytest.fixture(scope="module")
+def exact():
+    made = Decoder(48, "cpu", None, 2, 16, exact=True)
+    yield made
+    made.close()
+
+
 def pixels(decoder: Decoder, encoded: EncodedBatch, geometry: Geometry) -> np.ndarray:
     return decoder.decode(encoded, geometry).numpy().copy()
 
@@ -41,24 +48,27 @@ SHAPES = [(60, 80), (80, 60), (48, 48), (31, 200), (200, 31), (57, 58), (300, 30
 
 
 @pytest.mark.parametrize("resize", [48, 55, 64])
-def test_evaluation_agrees_with_pillow_on_made_images(decoder, resize):
+def test_evaluation_agrees_with_pillow_on_made_images(exact, resize):
     images = [jpeg(i, *shape) for i, shape in enumerate(SHAPES)]
     encoded = batch(images)
-    found = pixels(decoder, encoded, eval_geometry(resize, 48, encoded.sizes)).astype(np.int16)
+    found = pixels(exact, encoded, eval_geometry(resize, 48, encoded.sizes)).astype(np.int16)
     assert found.shape == (len(images), 48, 48, 3)
     for image, mine in zip(images, found, strict=True):
         assert np.abs(mine - evaluated(image, resize, 48)).max() <= 1
 
 
 @pytest.mark.skipif(not MINI.exists(), reason="no ImageNet sample on this machine (SKIPLANE_TEST_DATA)")
-def test_evaluation_agrees_with_pillow_on_imagenet():
+@pytest.mark.parametrize(("exact", "furthest", "mean"), [(True, 1, 0.25), (False, 2, 0.01)])
+def test_evaluation_agrees_with_pillow_on_imagenet(exact, furthest, mean):
+    """Exact: within 1 everywhere. The fast kernel is nearer in the mean, and 2 off in some ties."""
     with tarfile.open(MINI_TARS["val"]) as tar:
         images = [tar.extractfile(member).read() for member in tar.getmembers()[:64]]
-    encoded, decoder = batch(images), Decoder(224, "cpu", None, 2, 64)
+    encoded, decoder = batch(images), Decoder(224, "cpu", None, 2, 64, exact=exact)
     found = pixels(decoder, encoded, eval_geometry(256, 224, encoded.sizes)).astype(np.int16)
+    decoder.close()
     off = [np.abs(mine - evaluated(image, 256, 224)) for image, mine in zip(images, found, strict=True)]
-    assert max(d.max() for d in off) <= 1
-    assert np.mean(off) < 0.25
+    assert max(d.max() for d in off) <= furthest
+    assert np.mean(off) < mean
 
 
 ODD = {
@@ -72,16 +82,16 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_images_decode_as_pillow_does(decoder, name):
+def test_odd_images_decode_as_pillow_does(exact, name):
     """EXIF orientation is not applied: windows are computed from the stored size, as torchvision does."""
     encoded = batch([ODD[name]])
-    found = pixels(decoder, encoded, eval_geometry(56, 48, encoded.sizes))[0].astype(np.int16)
+    found = pixels(exact, encoded, eval_geometry(56, 48, encoded.sizes))[0].astype(np.int16)
     assert np.abs(found - evaluated(ODD[name], 56, 48)).max() <= 1
 
 
 def test_a_training_crop_is_the_window_resized_and_mirrored(decoder):
-    """Against Pillow: crop, resize, flip. Pillow rounds between its two passes, which enlarging shows: 3 at most."""
-    images = [jpeg(i, 90, 120) for i in range(12)]
+    """Against Pillow: crop, resize, flip; enlarged and reduced."""
+    images = [jpeg(i, 60 + 40 * i, 500 - 35 * i) for i in range(12)]
     encoded = batch(images)
     geometry = train_geometry(Augment(size=48), 3, 1, encoded.ids, encoded.sizes)
     assert 0 < geometry.flip.sum() < 12
@@ -90,16 +100,14 @@ def test_a_training_crop_is_the_window_resized_and_mirrored(decoder):
         window = Image.open(io.BytesIO(images[i])).crop((x, y, x + w, y + h))
         wanted = np.asarray(window.resize((48, 48), Image.Resampling.BILINEAR), np.int16)
         wanted = wanted[:, ::-1] if geometry.flip[i] else wanted
-        off = np.abs(mine - wanted)
-        assert off.max() <= 3
-        assert off.mean() < 0.25
+        assert np.abs(mine - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("pad", [0, 4, 40])
 def test_a_padded_crop_is_numpys(pad):
     """Bit for bit, corners included: the whole image decoded, np.pad with zeros, cut, mirrored."""
     size, shapes = 32, [(32, 32), (32, 41), (57, 32), (60, 80)] * 8
-    encoded, decoder = batch([jpeg(i, *s) for i, s in enumerate(shapes)]), Decoder(32, "cpu", None, 2, 32, 0.65, True)
+    encoded, decoder = batch([jpeg(i, *s) for i, s in enumerate(shapes)]), Decoder(size, "cpu", None, 2, 32)
     drawn = train_geometry(Augment("pad_crop", size=size, pad=pad), 5, 0, encoded.ids, encoded.sizes)
     corners = np.array([(y, x) for y in (0, 1) for x in (0, 1)] * 8)  # then each image at each of its corners
     far = corners * (encoded.sizes + 2 * pad - size) - pad
@@ -110,6 +118,7 @@ def test_a_padded_crop_is_numpys(pad):
             y, x = crop[i] + pad
             wanted = np.pad(whole, ((pad, pad), (pad, pad), (0, 0)))[y : y + size, x : x + size]
             assert (mine == (wanted[:, ::-1] if geometry.flip[i] else wanted)).all()
+    decoder.close()
 
 
 def test_pixels_depend_on_neither_place_nor_company_nor_threads(decoder):
@@ -121,6 +130,7 @@ def test_pixels_depend_on_neither_place_nor_company_nor_threads(decoder):
         alone = pixels(single, encoded.row(i), geometry.take([i]))
         assert (alone[0] == whole[i]).all()
         assert (pixels(decoder, encoded.row(i), geometry.take([i]))[0] == whole[i]).all()
+    single.close()
 
 
 def test_a_batch_stays_as_it_is_while_others_are_decoded(decoder):

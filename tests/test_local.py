@@ -91,10 +91,11 @@ def test_service_that_ends_while_starting(home: Path, monkeypatch: pytest.Monkey
     codes = {"ray": "import time; time.sleep(600)", "mlflow": "import sys; print('no such table'); sys.exit(1)"}
     monkeypatch.setattr(services, "command", lambda name, *_: [sys.executable, "-c", codes[name]])
     monkeypatch.setattr(services, "ready", lambda *_: False)
+    before = psutil.Process().children()  # of other tests
     with pytest.raises(ClusterError, match=r"MLflow ended while it was starting(.|\n)*no such table"):
         job.main(["up", *flags(free_ports(3))])
     assert local.load(home).services == {}
-    assert psutil.Process().children() == []
+    assert psutil.Process().children() == before
 
 
 # -- ports and files ---------------------------------------------------------------------------------------------------

@@ -1,172 +1,272 @@
-"""Packing: exactly what cannot be trained on is left out or refused, and a failed packer leaves nothing behind."""
+"""Packing: what is written, what is refused, and that a packer killed at any moment leaves no dataset."""
 
+import gc
 import json
+import os
 import re
 import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs import bar
 from jobs import pack as job
-from pipelines import checking
-from pipelines.checking import check_images
-from pipelines.dali import Decoder, Refused
 from pipelines.dataset import open_dataset, verify
 from pipelines.errors import ConfigError, DataError
-from pipelines.pack import left_out_of, pack, packed_alike
-from pipelines.sources import BadImage, Item, Source
-from pipelines.sources.folder import folder
-from tests.datasets import edit, make, overwrite, reopened, source
-from tests.jpegs import KINDS, jpeg
-from tests.test_dali import batch, eval_geometry
+from pipelines.pack import pack
+from pipelines.reader import Reader
+from tests.datasets import make, source
+from tests.jpegs import encode, jpeg, picture
 
-SETTINGS = {"seed": 0, "shard_samples": 25, "progress": lambda *_: None}
+ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """Class folders: 60 sound JPEGs and 100 files of 12 kinds to train on, 10 JPEGs to validate."""
-    root = tmp_path_factory.mktemp("odd")
-    for split, count in (("train", 60), ("val", 10)):
-        for seed in range(count):
-            path = root / split / "ab"[seed % 2] / f"sound-{seed}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(jpeg(seed))
-    for seed in range(100):
-        kind = list(KINDS)[seed % 12]
-        (root / "train" / "ab"[seed % 2] / f"{kind}-{seed}.jpg").write_bytes(KINDS[kind][0](seed))
+def tree(root: Path, classes: int = 3, images: int = 4) -> Path:
+    for c in range(classes):
+        (root / f"class-{c}").mkdir(parents=True)
+        for i in range(images):
+            (root / f"class-{c}" / f"{i}.jpg").write_bytes(jpeg(100 * c + i, 20 + i, 30 + c))
     return root
 
 
-def undecodable(root) -> set[str]:
-    """By name: what KINDS says of each file."""
-    names = {path.relative_to(root / "train").as_posix() for path in (root / "train").glob("*/*.jpg")}
-    return {name for name in names if "sound" not in name and not KINDS[name[2:].rsplit("-", 1)[0]][1]}
+@pytest.fixture
+def folders(tmp_path):
+    return tree(tmp_path / "in" / "train"), tree(tmp_path / "in" / "val", images=2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_packed_is_what_the_trainers_decoder_reads(kind):
-    """Each kind by itself: the list of kinds, the check of the packer and the decoder of training agree."""
-    make_bytes, decodes = KINDS[kind]
-    item = Item(kind, 0, lambda: make_bytes(7))
-    (found,) = checking.checked([item], threads=1)
-    assert (not found.fault) == decodes
-    size = (found.height or 8, found.width or 8)
-    encoded, decoder = batch([make_bytes(7)], [size]), Decoder(8, "cpu", None, 1, 1)
-    try:
-        decoder.decode(encoded, eval_geometry(8, 8, [size]))
-    except Refused:
-        assert not decodes
-    else:
-        assert decodes
+def flags(folders, out) -> list[str]:
+    return ["folder", "--train", str(folders[0]), "--val", str(folders[1]), "--out", str(out), "--shard-samples", "5"]
 
 
-def test_exactly_the_undecodable_are_left_out_and_listed(odd, tmp_path):
-    made = pack(folder(odd / "train", odd / "val"), tmp_path / "out", **SETTINGS, bad="skip")
-    listed = left_out_of(made)
-    expected = undecodable(odd)
-    assert len(expected) > 30
-    assert {one["name"] for one in listed} == expected
-    assert [one["name"] for one in listed] == sorted(expected)
-    assert {one["split"] for one in listed} == {"train"}
-    assert all(one["reason"] for one in listed)
-    assert made.splits["train"].samples == 160 - len(expected)
-    assert made.splits["train"].counts == (25,) * 4 + (160 - len(expected) - 100,)
-    verify(made, "sha256")
-    check_images(made, lambda *_: None, threads=1)
+def left_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
 
 
-def test_reasons_say_what_is_wrong(odd, tmp_path):
-    made = pack(folder(odd / "train", odd / "val"), tmp_path / "out", **SETTINGS, bad="skip")
-    reasons = {one["name"][2:].split("-")[0]: one["reason"] for one in left_out_of(made)}
-    assert reasons["empty"] == "it is empty"
-    assert reasons["text"] == "it is not an image"
-    assert "truncated" in reasons["truncated"].lower()
-    assert "the decoder refuses this GIF" in reasons["gif"]
-
-
-def test_what_is_left_out_moves_nothing_else(odd, tmp_path):
-    """The order of the others is that of packing everything: their labels follow each other as before."""
-    images = folder(odd / "train", odd / "val")
-    made = pack(images, tmp_path / "out", **SETTINGS, bad="skip")
-    items = images.splits["train"]
-    order = np.random.Philox(key=[0, len(items)]).random_raw(len(items)).argsort(kind="stable")
-    kept = [items[i] for i in order if items[i].name not in undecodable(odd)]
-    assert made.index("train")["label"].tolist() == [item.label for item in kept]
-    assert made.index("train")["size"].tolist() == [len(item.load()) for item in kept]
-
-
-def test_a_bad_image_is_refused_and_nothing_is_left(odd, tmp_path):
-    with pytest.raises(DataError, match=r"\.jpg in train is not an image that can be decoded \(.+\); .* --bad skip"):
-        pack(folder(odd / "train", odd / "val"), tmp_path / "out", **SETTINGS)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_same_source_is_known_again_with_what_it_left_out(odd, tmp_path):
-    images = folder(odd / "train", odd / "val")
-    made = pack(images, tmp_path / "out", **SETTINGS, bad="skip")
-    known = {"seed": 0, "shard_samples": 25}
-    assert packed_alike(images, tmp_path / "out", **known, bad="skip") == made
-    assert packed_alike(images, tmp_path / "out", **known, bad="refuse") is None
-    assert packed_alike(images, tmp_path / "out", seed=1, shard_samples=25, bad="skip") is None
-    whole = make(tmp_path / "whole")
-    assert packed_alike(source(), tmp_path / "whole", seed=0, shard_samples=8, bad="skip") == whole
-    assert packed_alike(source(train=39), tmp_path / "whole", seed=0, shard_samples=8, bad="skip") is None
-
-
-def test_the_job_prints_and_keeps_the_list(odd, tmp_path, capsys):
-    flags = ["folder", "--train", str(odd / "train"), "--val", str(odd / "val"), "--out", str(tmp_path / "out")]
-    with pytest.raises(DataError):
-        job.main(flags)
-    assert job.main([*flags, "--bad", "skip"]) == 0
+def test_digits(tmp_path, capsys):
+    out = tmp_path / "digits"
+    assert job.main(["digits", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    made = json.loads((tmp_path / "out" / "dataset.json").read_text())["made"]
-    assert f"left out {len(made['left_out'])} images" in said
-    first = made["left_out"][0]
-    assert f"  train  {first['name']}: {first['reason']}" in said
-    assert job.main([*flags, "--bad", "skip"]) == 0
-    assert "is packed already" in capsys.readouterr().out
+    assert "10 classes, 1,437 train in 8 shards, 360 val in 2 shards, digest " in said
+    dataset = open_dataset(out)
+    verify(dataset, "sha256")
+    assert dataset.classes == tuple("0123456789")
+    batch = Reader(dataset, "train").read(np.arange(1437))
+    assert (batch.sizes == 16).all()
+    assert batch.intact.all()
+    counts = np.bincount(batch.labels) + np.bincount(Reader(dataset, "val").read(np.arange(360)).labels)
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # the set's own
+    assert left_in(tmp_path) == ["digits"]
+    assert job.main(["digits", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out} is packed already: digest {dataset.digest[:16]}\n"
 
 
-@pytest.mark.parametrize("flag", ["--shard-samples", "--seed"])
-def test_counts_are_whole_numbers(flag, tmp_path):
-    with pytest.raises(ConfigError, match=rf"{flag}: is '-5'; a whole number, 0 or more, is needed"):
-        job.main(["digits", "--out", str(tmp_path / "out"), f"{flag}=-5"])
+def test_a_folder_is_packed_as_torchvision_numbers_it(folders, tmp_path):
+    """Classes in sorted order; every image with its label, its bytes and its stored size."""
+    (folders[0] / "class-0" / "deeper").mkdir()
+    (folders[0] / "class-0" / "deeper" / "x.PNG").write_bytes(encode(picture(7, 9, 8), "PNG"))
+    (folders[0] / "class-1" / "notes.txt").write_text("not an image, not a fault")
+    assert job.main(flags(folders, tmp_path / "out")) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.classes == ("class-0", "class-1", "class-2")
+    assert dataset.splits["train"].counts == (5, 5, 3)
+    reader = Reader(dataset, "train")
+    batch = reader.read(np.arange(13))
+    wanted = {p.read_bytes(): int(p.relative_to(folders[0]).parts[0][-1]) for p in folders[0].rglob("*.[jP]*")}
+    assert {batch.image(i).tobytes(): int(batch.labels[i]) for i in range(13)} == wanted
+    odd = [i for i in range(13) if "deeper" in reader.name(i)[1]]
+    assert batch.sizes[odd].tolist() == [[9, 8]]
+    assert (np.diff(batch.labels) < 0).any()  # shuffled, not class after class
 
 
-def test_progress_is_lines_where_there_is_no_terminal(odd, tmp_path, capsys, monkeypatch):
+def test_tars_open_with_webdataset_and_with_tarfile(tmp_path):
+    import webdataset
+
+    dataset = make(tmp_path / "data")
+    urls = [str(dataset.root / shard.name) for shard in dataset.splits["train"].shards]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+        samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("__key__", "jpg", "cls"))
+        gc.collect()
+    batch = Reader(dataset, "train").read(np.arange(40))
+    assert [label for _, _, label in samples] == batch.labels.tolist()
+    assert [image.size[::-1] for _, image, _ in samples] == [tuple(size) for size in batch.sizes.tolist()]
+    keys = [Reader(dataset, "train").name(i)[1] for i in range(40)]
+    assert [key for key, _, _ in samples] == keys
+    assert len(set(keys)) == 40
+    with tarfile.open(urls[0]) as tar:
+        members = tar.getmembers()
+        assert [m.name for m in members] == [f"{key}.{kind}" for key in keys[:8] for kind in ("cls", "jpg")]
+        images = [tar.extractfile(m).read() for m in members if m.name.endswith("jpg")]
+    assert images == [batch.image(i).tobytes() for i in range(8)]
+
+
+def test_the_same_images_and_seed_are_the_same_dataset_another_seed_another_order(tmp_path):
+    one, two = make(tmp_path / "one"), make(tmp_path / "two")
+    assert one.digest == two.digest
+    other = pack(source(), tmp_path / "other", seed=1, shard_samples=8, progress=lambda *_: None)
+    assert other.digest != one.digest
+
+
+def test_progress_is_told_image_by_image(tmp_path):
+    heard = []
+    pack(source(), tmp_path / "out", seed=0, shard_samples=8, progress=lambda *at: heard.append(at))
+    assert heard == [("train", i, 40) for i in range(1, 41)] + [("val", i, 10) for i in range(1, 11)]
+
+
+def test_progress_is_lines_where_there_is_no_terminal(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bar, "SECONDS", -1)
-    flags = ["folder", "--train", str(odd / "val"), "--val", str(odd / "val"), "--out", str(tmp_path / "out")]
-    job.main([*flags, "--shard-samples", "4"])
+    job.main(flags(folders, tmp_path / "out"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train ")]
-    assert [line.split(",")[0] for line in lines] == ["train 8 of 10 images", "train 10 of 10 images"]
+    assert [line.split(",")[0] for line in lines] == [f"train {i} of 12 images" for i in range(2, 13)]
     assert all(re.search(r", [\d,]+ a second, \d+ s left$", line) for line in lines)
 
 
-def items(*loads):
-    good = [Item(f"good-{i}", 0, lambda i=i: jpeg(i)) for i in range(3)]
-    return Source(("a",), {"train": [*good, *(Item("odd", 0, load) for load in loads)], "val": good}, {})
+def test_the_same_again_is_said_and_a_changed_source_is_refused(folders, tmp_path, capsys):
+    assert job.main(flags(folders, tmp_path / "out")) == 0
+    assert job.main(flags(folders, tmp_path / "out")) == 0
+    assert "is packed already" in capsys.readouterr().out
+    (folders[1] / "class-0" / "0.jpg").write_bytes(jpeg(5000, 99, 99))
+    with pytest.raises(ConfigError, match="out holds a dataset that was made in another way; name a new folder"):
+        job.main(flags(folders, tmp_path / "out"))
 
 
-def test_a_file_that_cannot_be_read_is_not_an_image_to_skip(tmp_path):
-    with pytest.raises(DataError, match=r"odd cannot be read: No such file or directory; repair the source"):
-        pack(items((tmp_path / "gone.jpg").read_bytes), tmp_path / "out", **SETTINGS, bad="skip")
-    assert list(tmp_path.iterdir()) == []
+def test_a_packed_dataset_that_lost_a_shard_is_not_called_packed(folders, tmp_path):
+    job.main(flags(folders, tmp_path / "out"))
+    (tmp_path / "out" / "train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"shard .*train-000001\.tar is missing"):
+        job.main(flags(folders, tmp_path / "out"))
 
 
-def test_damage_that_the_source_finds_is_listed_too(tmp_path):
-    def load():
-        raise BadImage("bad checksum")
+def broken(what, train, val, out):
+    """Damages the input or the target; (exit code, sentence)."""
+    if what == "no such folder":
+        shutil.rmtree(val)
+        return 2, r"--val is .*val, which is not a folder"
+    if what == "no classes":
+        shutil.rmtree(train)
+        train.mkdir()
+        return 3, r"--train .*train has no class folders"
+    if what == "class without images":
+        for image in (train / "class-1").iterdir():
+            image.unlink()
+        return 3, r"class folder .*train/class-1 has no images"
+    if what == "other classes":
+        (val / "class-2").rename(val / "class-x")
+        return 3, r"class folder 'class-2' is only in --train"
+    if what == "text":
+        (train / "class-0" / "1.jpg").write_text("<html>")
+        return 3, r"class-0/1\.jpg in train is not an image that can be decoded"
+    if what == "cut short":
+        image = val / "class-1" / "0.jpg"
+        image.write_bytes(image.read_bytes()[:-200])
+        return 3, r"class-1/0\.jpg in val is not an image that can be decoded"
+    if what == "dangling link":
+        (train / "class-0" / "9.jpg").symlink_to("nowhere")
+        return 3, r"class-0/9\.jpg cannot be read: No such file"
+    if what == "target in use":
+        out.mkdir()
+        (out / "thesis.txt").touch()
+        return 2, r"--out .*out holds something else"
+    if what == "target is a file":
+        out.touch()
+        return 2, r"--out .*out holds something else"
+    out.parent.joinpath("file").touch()
+    return 2, r"--out .*file/out cannot be written: (Not a directory|File exists)"
 
-    made = pack(items(load), tmp_path / "out", **SETTINGS, bad="skip")
-    assert left_out_of(made) == [{"split": "train", "name": "odd", "reason": "bad checksum"}]
+
+FAULTS = ["no such folder", "no classes", "class without images", "other classes", "text", "cut short", "dangling link"]
 
 
-def test_a_split_without_a_single_image_is_refused(tmp_path):
-    nothing = Source(("a",), {"train": [Item("x", 0, lambda: b"x")], "val": []}, {})
-    with pytest.raises(DataError, match="no image of train can be decoded"):
-        pack(nothing, tmp_path / "out", **SETTINGS, bad="skip")
+@pytest.mark.parametrize("what", [*FAULTS, "target in use", "target is a file", "target under a file"])
+def test_bad_input_is_one_sentence_and_leaves_nothing(folders, tmp_path, what):
+    out = tmp_path / "out"
+    code, says = broken(what, *folders, out)
+    before = sorted(tmp_path.rglob("*"))
+    target = tmp_path / "file" / "out" if what == "target under a file" else out
+    with pytest.raises((ConfigError, DataError), match=says) as caught:
+        job.main(flags(folders, target))
+    assert caught.value.exit_code == code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["mnist"], "invalid choice: 'mnist'"),
+        (["digits"], "the following arguments are required: --out"),
+        (["digits", "--out", "x", "--size", "0"], "argument --size: it is '0'; a whole number in 1"),
+        (["digits", "--out", "x", "--shard-samples", "many"], "argument --shard-samples: it is 'many'; a whole number"),
+        (["digits", "--out", "x", "--seed=-1"], "argument --seed: it is '-1'; a whole number in 0"),
+        (["folder", "--out", "x", "--train", "t"], "the following arguments are required: --val"),
+    ],
+)
+def test_wrong_flags_are_settings(argv, says):
+    with pytest.raises(ConfigError, match=says):
+        job.main(argv)
+
+
+def test_the_command_prints_one_line_and_exits_with_the_errors_code(tmp_path):
+    command = [sys.executable, "-m", "jobs.pack", "folder", "--train", "/nowhere", "--val", "v", "--out", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: --train is /nowhere, which is not a folder; name a folder of class folders\n"
+
+
+SLOW_PACKER = """
+import sys, time
+from pathlib import Path
+from dataclasses import replace
+from pipelines.pack import pack
+from tests.datasets import source
+
+def progress(split, done, total):
+    print(split, done, flush=True)
+    if (split, done) == (sys.argv[2], int(sys.argv[3])):
+        time.sleep(600)
+
+pack(source(), Path(sys.argv[1]), seed=0, shard_samples=8, progress=progress)
+"""
+
+
+@pytest.mark.parametrize("at", [("train", 1), ("train", 20), ("val", 10)])
+def test_a_packer_killed_at_any_moment_leaves_no_dataset_and_the_next_one_clears_up(tmp_path, at):
+    """SIGKILL, when the first image, half of them and the very last one are written."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SLOW_PACKER, str(out), at[0], str(at[1])]
+    packer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert f"{at[0]} {at[1]}\n" in iter(packer.stdout.readline, "")
+        with pytest.raises(ConfigError, match="is being packed by another process"):
+            make(out)
+    finally:
+        os.kill(packer.pid, signal.SIGKILL)
+        packer.wait()
+        packer.stdout.close()
+    with pytest.raises(DataError, match="out does not exist"):
+        open_dataset(out)
+    (partial,) = tmp_path.iterdir()
+    with pytest.raises(DataError, match=r"has no dataset\.json"):
+        open_dataset(partial)
+    verify(make(out), "sha256")
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_a_packer_that_is_interrupted_leaves_nothing_at_all(tmp_path):
+    def progress(split, done, total):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(source(), tmp_path / "out", seed=0, shard_samples=8, progress=progress)
+    assert left_in(tmp_path) == []
 
 
 def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path):
@@ -174,7 +274,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(DataError, match=r"--out .*data cannot be written: File too large; make room"):
+        with pytest.raises(ConfigError, match=r"--out .*data cannot be written: File too large; make room"):
             make(tmp_path / "data")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -182,69 +282,13 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path):
     assert make(tmp_path / "data").splits["train"].samples == 40
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
-    (tmp_path / "mine").write_text("precious")
-    with pytest.raises(ConfigError, match=r"--out .* is in use by something else"):
-        make(tmp_path)
-    assert (tmp_path / "mine").read_text() == "precious"
+def test_an_empty_folder_may_be_the_target(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert make(tmp_path / "out").splits["train"].samples == 40
 
 
-def test_few_images_are_held_at_once(monkeypatch):
-    """Whatever the number of items: a group of them is loaded before its first comes out, and no more."""
-    monkeypatch.setattr(checking, "MOST", 4)
-    loaded = []
-    endless = (Item(str(i), 0, lambda i=i: (loaded.append(i), jpeg(i % 5))[1]) for i in range(10**9))
-    images = checking.checked(endless, threads=1)
-    assert [next(images).item.name for _ in range(6)] == list("012345")
-    assert len(loaded) <= 9
-    images.close()
-
-
-def test_large_images_are_decoded_in_smaller_groups(monkeypatch):
-    monkeypatch.setattr(checking, "MOST_PIXELS", 10_000)
-    images = [checking.Checked(Item("", 0, bytes), height=h, width=100) for h in (50, 40, 20, 300, 10, 0)]
-    assert [[i.height for i in group] for group in checking._groups(images)] == [[50, 40], [20], [300], [10, 0]]
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    return make(tmp_path / "data")
-
-
-def test_verify_tells_what_it_checked(dataset, capsys):
-    assert job.main(["verify", str(dataset.root)]) == 0
-    assert "every shard matches its checksum: 4 classes, 40 train in 5 shards" in capsys.readouterr().out
-    assert job.main(["verify", str(dataset.root), "--decode"]) == 0
-    assert "every image its own, and decodes" in capsys.readouterr().out
-
-
-def test_verify_finds_a_changed_byte(dataset):
-    overwrite(dataset, "val", 1, b"\0", index_too=False)
-    with pytest.raises(DataError, match=r"val-000000\.tar does not match its checksum") as caught:
-        job.main(["verify", str(dataset.root)])
-    assert caught.value.exit_code == 3
-
-
-def test_decoding_finds_what_hashes_cannot(dataset):
-    """Bytes that were sealed as they are: truncated, of another size, and an index of other bytes."""
-    overwrite(dataset, "train", 3, jpeg(1)[:-40])
-    overwrite(dataset, "train", 20, jpeg(1, 8, 8))
-    overwrite(dataset, "val", 2, b"\0", index_too=False)
-    with pytest.raises(DataError) as caught:
-        check_images(reopened(dataset), lambda *_: None, threads=1)
-    lines = str(caught.value).splitlines()
-    assert [line.split("-")[0] for line in lines[:3]] == ["00000003", "00000020", "00000002"]
-    assert "in train-000000.tar cannot be trained on: image file is truncated" in lines[0]
-    assert "in train-000002.tar cannot be trained on: its size is not the index's" in lines[1]
-    assert "in val-000000.tar cannot be trained on: its bytes do not match their checksum" in lines[2]
-    assert lines[3].startswith("3 bad images in ")
-
-
-def test_verify_of_what_is_no_dataset(tmp_path):
-    with pytest.raises(DataError, match="does not exist; pack a dataset there"):
-        job.main(["verify", str(tmp_path / "none")])
-
-
-def test_a_dataset_of_before_still_opens(dataset):
-    edit(dataset.root, made={"source": "test", "shuffle_seed": 0, "shard_samples": 8})
-    assert left_out_of(open_dataset(dataset.root)) == []
+def test_the_manifest_can_be_read_by_people_and_scripts(tmp_path):
+    document = json.loads((make(tmp_path / "data").root / "dataset.json").read_text())
+    assert document["format"] == 1
+    assert document["made"] == {"source": "test", "shuffle_seed": 0, "shard_samples": 8}
+    assert set(document["splits"]["train"]["shards"][0]) == {"name", "samples", "bytes", "sha256"}

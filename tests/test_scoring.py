@@ -69,8 +69,8 @@ def test_weights_for_other_classes_are_refused(trained, tmp_path):
         ([], ConfigError, "one of --run NAME and --weights FILE is needed"),
         (["--run", "a", "--weights", "b"], ConfigError, "one of --run NAME and --weights FILE is needed"),
         (["--run", "none"], DataError, "run 'none' is not in"),
-        (["--weights", "/no/such.pt"], ConfigError, "weights file /no/such.pt cannot be read"),
-        (["--weights", __file__], ConfigError, "cannot be read"),
+        (["--weights", "/no/such.pt"], ConfigError, "weights file /no/such.pt cannot be used: No such file"),
+        (["--weights", __file__], ConfigError, "no file of tensors that torch reads without executing code"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(home, monkeypatch, flags, kind, sentence):
@@ -87,6 +87,6 @@ def test_nothing_in_a_weights_file_is_executed(home, tmp_path, monkeypatch):
 
     monkeypatch.setenv("SKIPLANE_HOME", str(home))
     torch.save({"fc.weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="without executing code"):
         evaluate.main(["--weights", str(tmp_path / "evil.pt"), "--recipe", "digits-quick"])
     assert not (tmp_path / "executed").exists()

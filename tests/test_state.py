@@ -7,9 +7,9 @@ import torch
 
 from orchestrator.config import RunConfig
 from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, weights_sha256
-from orchestrator.state.records import admit, record_of, write_record
+from orchestrator.state.records import admit, read_result, record_of, write_record
 from orchestrator.state.storage import Storage
-from pipelines.errors import ClusterError, ConfigError
+from pipelines.errors import ClusterError, ConfigError, DataError
 
 
 def progress(step):
@@ -130,6 +130,21 @@ def test_a_name_belongs_to_one_identity(storage):
         admit(storage, config.replace({"optim.lr": 0.2}), "digest")
     with pytest.raises(ConfigError, match="the dataset's digest was digest, is other"):
         admit(storage, config, "other")
+
+
+def test_a_damaged_run_json_is_named_and_a_damaged_result_is_none(storage):
+    storage.write("run.json", b"{")
+    with pytest.raises(DataError, match=r"run.json is damaged, .*remove the run's folder, or use another --name"):
+        admit(storage, RunConfig(name="a"), "digest")
+    for torn in (b"", b"{", b'{"status": "finished"}', b"[]"):
+        storage.write("result.json", torn)
+        assert read_result(storage) is None
+
+
+def test_a_study_is_no_run(storage):
+    storage.write("study.json", b"{}")
+    with pytest.raises(ConfigError, match=r"name 'a' is a study in .*; use another --name"):
+        admit(storage, RunConfig(name="a"), "digest")
 
 
 def test_run_json_is_readable_by_people_and_scripts(storage, tmp_path):

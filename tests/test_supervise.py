@@ -120,9 +120,27 @@ def test_a_stop_leaves_a_checkpoint_and_the_same_name_goes_on(command, tmp_path)
     assert (code, "run cut is finished" in out) == (0, True)
 
 
+def test_two_drivers_of_one_name_and_a_lost_mailbox(command, tmp_path):
+    """The second driver is refused while the first trains; the first then loses its mailbox, and goes on."""
+    first = command("--name", "twin", "--train.checkpoint_steps", "7")
+    wait_for(first, "epoch 1/3 done")
+    [worker] = workers_of(first)
+    worker.suspend()  # the driver lives, the training stands still
+    code, out, err = finish(command("--name", "twin", "--train.checkpoint_steps", "7"))
+    assert (code, "run 'twin' is being trained by process" in err) == (4, True), (out, err)
+    [mailbox] = [p for p in psutil.Process(first.pid).children(recursive=True) if "_Mailbox" in " ".join(p.cmdline())]
+    mailbox.kill()
+    worker.resume()
+    code, out, err = finish(first)
+    assert code == 0, err[-3000:]
+    assert "restart 1: the driver's mailbox is gone" in out
+    assert result(tmp_path, "twin")["status"] == "finished"
+    assert not (tmp_path / "runs" / "twin" / "lease.json").exists()
+
+
 REFUSED = [
     (["--data.root", "/no/such/place"], 2, "data.root is /no/such/place, which does not exist"),
-    (["--model.init", "/no/such.pt"], 2, "model.init is /no/such.pt, which does not exist"),
+    (["--model.init", "/no/such.pt"], 2, "weights file /no/such.pt cannot be used"),
     (["--tracking.uri", "http://127.0.0.1:9"], 4, "http://127.0.0.1:9"),
     (["--tracking.uri", "file:///tmp/mlruns"], 2, "tracking.uri"),
     (["--data.decode", "gpu"], 2, "data.decode is gpu, but this worker has no GPU"),

@@ -10,11 +10,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -62,16 +64,21 @@ class Mailbox:
         ).remote()
 
     def drain(self) -> list[Record]:
-        """What came since the last call."""
-        return list(ray.get(self.actor.drain.remote()))
+        """What came since the last call. Raises GroupDied where the mailbox is gone: a new group gets a new one."""
+        try:
+            return list(ray.get(self.actor.drain.remote()))
+        except RayError as error:
+            raise GroupDied(f"the driver's mailbox is gone ({type(error).__name__})") from error
 
     def ask_stop(self) -> None:
         """Asks the workers for a checkpoint and an end."""
-        ray.get(self.actor.ask_stop.remote())
+        with suppress(RayError):  # if the mailbox is gone, the next drain says so
+            ray.get(self.actor.ask_stop.remote())
 
     def close(self) -> None:
         """Ends the actor's process."""
-        ray.kill(self.actor)
+        with suppress(RayError, ValueError):
+            ray.kill(self.actor)
 
 
 class RayContext:
@@ -216,5 +223,9 @@ def _cause(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, RayActorError):
+        return "its process is gone (killed, out of memory, or its node is lost)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+    if any("closed by peer" in line.lower() or "connection reset" in line.lower() for line in lines):
+        return "lost its connection to another worker"
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:200]

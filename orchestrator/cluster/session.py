@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting one inside this process, and what is there; settings are in environment.py."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 import ray
 
 from pipelines.errors import ClusterError
+
+PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ def session(cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    joined = bool(os.environ.get("RAY_ADDRESS"))
+    address = os.environ.get("RAY_ADDRESS", "")
+    joined = bool(address)
+    _probe(address)
     try:
         if joined:
             ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=_runtime_env())
@@ -59,6 +64,20 @@ def session(cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raises ClusterError where nobody listens at HOST:PORT: Ray itself would try for a minute."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return  # 'auto', 'local', or empty: Ray finds its own
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS is {address}, where nobody answers ({error.strerror or error}); start the cluster, correct "
+            f"the address, or unset it to start one inside this process"
+        ) from error
 
 
 def nodes() -> list[Node]:

@@ -79,7 +79,13 @@ def write_record(storage: Storage, record: RunRecord) -> None:
 def read_record(storage: Storage) -> RunRecord | None:
     """run.json; None for a new run."""
     data = storage.read("run.json")
-    return None if data is None else RunRecord(**json.loads(data))
+    try:
+        return None if data is None else RunRecord(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{storage.place}/run.json is damaged, so what the run was cannot be known; remove the run's folder, or "
+            f"use another --name"
+        ) from error
 
 
 def write_result(storage: Storage, result: Result) -> None:
@@ -88,9 +94,12 @@ def write_result(storage: Storage, result: Result) -> None:
 
 
 def read_result(storage: Storage) -> Result | None:
-    """result.json; None where there is none."""
+    """result.json; None where there is none, or a torn one: going on writes it again."""
     data = storage.read("result.json")
-    return None if data is None else Result(**json.loads(data))
+    try:
+        return None if data is None else Result(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
 
 
 def admit(storage: Storage, config: RunConfig, dataset_digest: str) -> RunRecord | None:
@@ -98,6 +107,8 @@ def admit(storage: Storage, config: RunConfig, dataset_digest: str) -> RunRecord
 
     Raises ConfigError where the name belongs to a run with another identity, and says what differs.
     """
+    if storage.read("study.json") is not None:
+        raise ConfigError(f"name '{config.name}' is a study in {storage.place}; use another --name")
     record = read_record(storage)
     if record is None:
         return None

@@ -23,6 +23,10 @@ def answers(uri: str) -> None:
 def check(uri: str) -> None:
     """Raises ConfigError for a URI that cannot be used."""
     scheme = uri.partition(":")[0]
+    try:
+        urlsplit(uri)
+    except ValueError as error:
+        raise ConfigError(f"tracking.uri is {uri}, which is no URL ({error}); use http(s)://HOST:PORT") from error
     if scheme == "sqlite" and not uri.startswith("sqlite:////"):
         raise ConfigError(f"tracking.uri is {uri}; an absolute path is needed (sqlite:////home/me/mlflow.db): a job "
                           f"runs in another folder")  # fmt: skip

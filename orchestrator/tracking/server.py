@@ -225,4 +225,9 @@ def _sending(artifacts: bool = False) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    """What an error says, short: requests wraps a refused connection in three layers of its own words."""
+    text = str(error)
+    for telling in ("Connection refused", "Read timed out", "Connection reset", "Name or service not known"):
+        if telling in text:
+            return telling.lower()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:200]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+Progress = Callable[[str, int, int], None]  # what is counted (images of a split, bytes of a tar), done, in all
+
 
 class BadImage(Exception):
     """One image's bytes are damaged where they lie, though the source as a whole can be read; says why."""

@@ -2,6 +2,7 @@
 
 import io
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,8 +25,12 @@ def digits(size: int = 16, seed: int = 0) -> Source:
         return Item(f"digit-{row:04d}", int(found.target[row]), partial(_jpeg, found.images[row], size))
 
     splits = {"train": [item(int(r)) for r in sorted(train)], "val": [item(int(r)) for r in sorted(val)]}
-    made = {"source": "digits", "size": size, "quality": QUALITY, "seed": seed}
-    return Source(tuple(str(name) for name in found.target_names), splits, made)
+    return Source(tuple(str(name) for name in found.target_names), splits, made(size, seed))
+
+
+def made(size: int = 16, seed: int = 0) -> dict[str, Any]:
+    """What dataset.json says of how it was made; known without scikit-learn, whose import takes seconds."""
+    return {"source": "digits", "size": size, "quality": QUALITY, "seed": seed}
 
 
 def _jpeg(image: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", size: int) -> bytes:

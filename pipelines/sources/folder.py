@@ -14,9 +14,15 @@ def folder(train: Path, val: Path) -> Source:
     """Raises ConfigError for a folder that does not exist, DataError for a class without images or unlike classes."""
     classes = _classes("--train", train)
     check_same_classes(set(classes), set(_classes("--val", val)))
-    splits = {name: list(_items(place, classes)) for name, place in (("train", train), ("val", val))}
-    names = "\n".join(item.name for items in splits.values() for item in items)
-    return Source(classes, splits, {"source": "folder", "names_sha256": hashlib.sha256(names.encode()).hexdigest()})
+    splits: dict[str, list[Item]] = {"train": [], "val": []}
+    digest = hashlib.sha256()
+    for split, place in (("train", train), ("val", val)):
+        for label, path in _images(place, classes):
+            name = path.relative_to(place).as_posix()
+            splits[split].append(Item(name, label, path.read_bytes))
+            digest.update(f"{split} {name} {_bytes(path)}\n".encode("utf-8", "surrogateescape"))
+    # Of names and sizes: tells whether the folders are as they were when packed, without reading the images.
+    return Source(classes, splits, {"source": "folder", "files_sha256": digest.hexdigest()})
 
 
 def check_same_classes(train: Set[str], val: Set[str]) -> None:
@@ -35,10 +41,18 @@ def _classes(flag: str, place: Path) -> tuple[str, ...]:
     return classes
 
 
-def _items(place: Path, classes: tuple[str, ...]) -> Iterator[Item]:
+def _images(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[int, Path]]:
+    """(label, path) of each image."""
     for label, name in enumerate(classes):
         paths = sorted(p for p in (place / name).rglob("*") if p.suffix.lower() in EXTENSIONS)
         if not paths:
             raise DataError(f"class folder {place / name} has no images; remove it or fill it")
         for path in paths:
-            yield Item(path.relative_to(place).as_posix(), label, path.read_bytes)
+            yield label, path
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; remove or repair it") from error

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.index import BLOCK
-from pipelines.sources import BadImage, Item, Source
+from pipelines.sources import BadImage, Item, Progress, Source
 
 OFFICIAL = {"training images": 1_281_167, "validation images": 50_000, "classes": 1000}
 MEMBER = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4")])
 META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
 
 def ilsvrc(

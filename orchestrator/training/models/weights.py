@@ -2,12 +2,31 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pipelines.errors import ConfigError
 
 HEAD = ("fc.weight", "fc.bias")
 SHOWN = 4  # names in a message
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The state dict in a file: bare, or under "model" as our own checkpoints and most trainers keep it.
+
+    Nothing in the file is executed. Raises ConfigError where it holds no tensors by name.
+    """
+    refused = f"weights file {path} cannot be used"
+    try:
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise ConfigError(f"{refused}: {error.strerror}") from error
+    except Exception as error:  # torch raises many kinds, with advice that a stranger's file must not be given
+        raise ConfigError(f"{refused}: it is no file of tensors that torch reads without executing code") from error
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{refused}: it holds no state dict (names and tensors)")
+    return state
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -48,5 +67,5 @@ def _refusal(missing: set[str], unknown: set[str], other: set[str]) -> str:
         if names
     ]
     return (
-        f"model.init does not fit this net: {'; '.join(parts)}; set model.depth, shortcut, width and stem to the file's"
+        f"the weights do not fit this net: {'; '.join(parts)}; set model.depth, shortcut, width and stem to the file's"
     )
