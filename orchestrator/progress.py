@@ -27,7 +27,6 @@ class Ear:
 
     def __init__(self, config: RunConfig, plan: Plan, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._config, self._plan, self._tracker, self._say = config, plan, tracker, say
-        self._best = 0.0
         self._printed = 0.0
         self._reached = 0
         self._kinds = {
@@ -60,8 +59,7 @@ class Ear:
     def _epoch(self, record: Record) -> None:
         values = {name: record[key] for key, name in EPOCH.items() if key in record}
         if "val_top1" in record:
-            self._best = max(self._best, record["val_top1"])
-            values["val/top1_best"] = self._best
+            values["val/top1_best"] = record["val_top1_best"]
             values["val/error"] = 100.0 * (1.0 - record["val_top1"])
         self._log(record, values | {"train/epoch_loss": record["train_loss"]})
         self._say(epoch_line(record, self._plan.epochs))

@@ -93,6 +93,11 @@ class Tally:
         self._sums = EpochSums()
         return record
 
+    def best(self) -> dict[str, float]:
+        """The best validation accuracy so far: from the curve, which goes on over restarts and submissions."""
+        scores = [record["val_top1"] for record in self._curve if "val_top1" in record]
+        return {"val_top1_best": max(scores)} if scores else {}
+
     def progress(self, steps_per_epoch: int, total: Callable[[list[int]], list[int]]) -> Progress:
         """The state for a checkpoint; `total` sums a list of integers over the ranks."""
         digest, bad = total([self._digest, self._bad])

@@ -227,7 +227,9 @@ class Worker:
         sums = self._evaluate() if last or (epoch + 1) % every == 0 else None
         record = self.tally.close_epoch(epoch, sums)
         if self.context.rank == 0:
-            self.context.send([{"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record}])
+            self.context.send(
+                [{"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record, **self.tally.best()}]
+            )
 
     def _evaluate(self) -> EvalSums:
         data, train = self.config.data, self.config.train
