@@ -23,7 +23,8 @@ DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('re
 
 
 def launch(code: str, folder: Path, mark: str) -> processes.Started:
-    return processes.start([sys.executable, "-c", code], os.environ, mark, folder / f"{mark}.log")
+    """Marked with the test's own folder: another run of the tests beside this one has processes of its own."""
+    return processes.start([sys.executable, "-c", code], os.environ, f"{folder}/{mark}", folder / f"{mark}.log")
 
 
 def wait_for(log: str) -> str:
