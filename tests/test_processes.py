@@ -17,7 +17,7 @@ SLEEP = "import time; time.sleep(600)"
 ORPHAN = (
     "import subprocess, sys;"
     f"p = subprocess.Popen([sys.executable, '-c', 'print(1, flush=True); {SLEEP}'], stdout=subprocess.PIPE,"
-    "start_new_session=True); p.stdout.read(1); print(p.pid, flush=True)"
+    "start_new_session=True); p.stdout.readline(); print(p.pid, flush=True)"
 )
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); {SLEEP}"
 
