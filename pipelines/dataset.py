@@ -1,23 +1,32 @@
-"""`dataset.json`: what a dataset is made of. A dataset is a folder with it, WebDataset tars, and an index a split."""
+"""`dataset.json`: what a dataset is made of. A dataset is a folder or URL with it, WebDataset tars, an index a split.
+
+The tars may lie elsewhere, in a bucket that somebody else laid out: then they are named by their URLs.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pipelines.errors import DataError
-from pipelines.index import Index, read_index
+from pipelines.index import RECORD, Index, parse_index
+from pipelines.remote.objects import Objects
+from pipelines.remote.store import is_url, split_url
 
 FORMAT = 1
 MANIFEST = "dataset.json"
+ASKED_AT_ONCE = 64  # sizes, of a server
+AGAIN = "copy or pack the dataset again"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar."""
+    """One tar: a file name in the dataset's folder, or the URL (file:// among them) where it lies."""
 
     name: str
     samples: int
@@ -49,28 +58,63 @@ class Split:
 class Dataset:
     """A dataset that was opened; `digest` names its content, not its place."""
 
-    root: Path
+    place: str  # folder or URL
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     made: Mapping[str, Any]  # how: source and settings of the packer
     digest: str
+    objects: Objects = field(default_factory=Objects, compare=False, repr=False)  # what reads it
+
+    @property
+    def root(self) -> Path:
+        """The folder of a dataset that lies in one."""
+        return Path(self.place)
+
+    def locate(self, name: str) -> str:
+        """The path or URL of a shard or an index."""
+        if name.startswith("file://"):
+            return unquote(urlsplit(name).path)
+        return name if is_url(name) else f"{self.place.rstrip('/')}/{name}"
+
+    def locations(self) -> Iterator[str]:
+        """Of all indexes and shards."""
+        for split in self.splits.values():
+            yield self.locate(split.index)
+            yield from (self.locate(shard.name) for shard in split.shards)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether any of it has to come over the network."""
+        return any(is_url(location) for location in self.locations())
+
+    def probes(self) -> tuple[str, ...]:
+        """One location for each client that reads it (a folder of this machine, a bucket, a server)."""
+        clients = {split_url(at)[0] if is_url(at) else str(Path(at).parent): at for at in self.locations()}
+        return tuple(clients.values())
 
     def index(self, split: str) -> Index:
         """The records of a split, checked. Raises DataError."""
         part = self.splits[split]
-        records = read_index(self.root / part.index, part.index_sha256)
+        where = self.locate(part.index)
+        return self.parsed(split, b"".join(self.objects.parts(where, self.objects.size(where))))
+
+    def parsed(self, split: str, data: bytes) -> Index:
+        """The records of a split from the bytes of its index. Raises DataError where they are not those."""
+        part = self.splits[split]
+        records = parse_index(data, part.index_sha256, self.locate(part.index))
         if len(records) != part.samples:
-            raise DataError(f"index {self.root / part.index} has {len(records)} records for {part.samples} samples")
+            raise DataError(f"index {self.locate(part.index)} has {len(records)} records for {part.samples} samples")
         return records
 
 
-def open_dataset(root: str | Path) -> Dataset:
+def open_dataset(place: str | Path, endpoint: str = "") -> Dataset:
     """Reads and checks dataset.json. Raises DataError, one sentence for each thing that may be wrong."""
-    path = Path(root) / MANIFEST
-    if not path.is_file():
-        raise DataError(f"{root} {_lack(Path(root))}; pack a dataset there first (python -m jobs.pack --help)")
+    place, objects = str(place), Objects(endpoint)
+    path = f"{place.rstrip('/')}/{MANIFEST}"
+    if not is_url(place) and not Path(path).is_file():
+        raise DataError(f"{place} {_lack(Path(place))}; pack a dataset there first (python -m jobs.pack --help)")
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(objects.read(path))
         version = document["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -78,7 +122,7 @@ def open_dataset(root: str | Path) -> Dataset:
         ) from error
     if version != FORMAT:
         raise DataError(f"{path} has format version {version}; this Skiplane reads {FORMAT}: pack the dataset again")
-    return _parse(Path(root), document)
+    return _parse(place, document, objects)
 
 
 def manifest(classes: tuple[str, ...], splits: Mapping[str, Split], made: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,13 +134,30 @@ def manifest(classes: tuple[str, ...], splits: Mapping[str, Split], made: Mappin
 def verify(
     dataset: Dataset, how: Literal["size", "sha256"], progress: Callable[[str, int], None] | None = None
 ) -> None:
-    """Checks every shard's size, or its hash. `progress(shard, bytes)` hears of each. Raises DataError."""
-    for split in dataset.splits.values():
-        read_index(dataset.root / split.index, split.index_sha256)
-        for shard in split.shards:
-            _check(dataset.root / shard.name, shard, how)
-            if progress:
-                progress(shard.name, shard.bytes)
+    """Checks every index and every shard's size, or its hash. `progress(shard, bytes)` hears of each shard.
+
+    On a server the sizes of many are asked for at once, and of an index only that. Raises DataError.
+    """
+    for name, split in dataset.splits.items():
+        if how == "sha256" or not is_url(dataset.locate(split.index)):
+            dataset.index(name)
+    shards = [shard for split in dataset.splits.values() for shard in split.shards]
+    sizes = {dataset.locate(split.index): split.samples * RECORD.itemsize for split in dataset.splits.values()}
+    sizes |= {dataset.locate(shard.name): shard.bytes for shard in shards}
+    with ThreadPoolExecutor(ASKED_AT_ONCE if dataset.streamed else 1) as pool:
+        for where, found in zip(sizes, pool.map(dataset.objects.size, sizes), strict=True):
+            if found != sizes[where]:
+                raise DataError(f"{_what(where)} has {found:,} bytes, dataset.json says {sizes[where]:,}; {AGAIN}")
+    for shard in shards:
+        where = dataset.locate(shard.name)
+        if how == "sha256" and dataset.objects.sha256(where, shard.bytes) != shard.sha256:
+            raise DataError(f"shard {where} does not match its checksum in dataset.json; {AGAIN}")
+        if progress:
+            progress(shard.name, shard.bytes)
+
+
+def _what(where: str) -> str:
+    return f"{'index' if where.endswith('.index') else 'shard'} {where}"
 
 
 def _lack(root: Path) -> str:
@@ -105,42 +166,58 @@ def _lack(root: Path) -> str:
     return f"has no {MANIFEST}" if any(root.iterdir()) else "is empty"
 
 
-def _check(path: Path, shard: Shard, how: str) -> None:
-    again = "copy or pack the dataset again"
-    if not path.is_file():
-        raise DataError(f"shard {path} is missing; {again}")
-    if (size := path.stat().st_size) != shard.bytes:
-        raise DataError(f"shard {path} has {size:,} bytes, dataset.json says {shard.bytes:,}; {again}")
-    if how == "sha256" and file_sha256(path) != shard.sha256:
-        raise DataError(f"shard {path} does not match its checksum in dataset.json; {again}")
-
-
 def file_sha256(path: Path) -> str:
     """sha256 of a file of any size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parse(root: Path, document: Mapping[str, Any]) -> Dataset:
+def _parse(place: str, document: Mapping[str, Any], objects: Objects) -> Dataset:
+    path = f"{place}/{MANIFEST}"
     try:
         classes = tuple(str(c) for c in document["classes"])
-        splits = {name: _split(part) for name, part in document["splits"].items()}
+        splits = {name: _split(place, part) for name, part in document["splits"].items()}
         made = document["made"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / MANIFEST} lacks {error}; pack the dataset again") from error
+        raise DataError(f"{path} lacks {error}; pack the dataset again") from error
     if missing := {"train", "val"} - set(splits):
-        raise DataError(f"{root / MANIFEST} has no split '{min(missing)}'; train and val are needed")
-    return Dataset(root, classes, splits, made, _digest(classes, splits))
+        raise DataError(f"{path} has no split '{min(missing)}'; train and val are needed")
+    return Dataset(place, classes, splits, made, digest_of(classes, splits, made), objects)
 
 
-def _split(part: Mapping[str, Any]) -> Split:
+def _split(place: str, part: Mapping[str, Any]) -> Split:
     shards = tuple(Shard(**shard) for shard in part["shards"])
-    for name in (part["index"], *(shard.name for shard in shards)):
-        if Path(name).name != name or name == "..":
-            raise DataError(f"{MANIFEST} names the file '{name}'; only names inside the dataset's folder are allowed")
+    for shard in shards:
+        if not _allowed(shard.name, place):
+            raise DataError(
+                f"{MANIFEST} names the shard '{shard.name}'; only names inside the dataset's folder are allowed, and "
+                f"URLs (file:// where {MANIFEST} itself is a local file)"
+            )
+    if not _plain(part["index"]):
+        raise DataError(f"{MANIFEST} names the index '{part['index']}'; only names inside its folder are allowed")
     return Split(part["name"], shards, part["index"], part["index_sha256"])
 
 
-def _digest(classes: tuple[str, ...], splits: Mapping[str, Split]) -> str:
-    content = {"classes": classes, "splits": {name: asdict(splits[name]) for name in sorted(splits)}}
+def _allowed(name: str, place: str) -> bool:
+    if name.startswith("file:///"):
+        return not is_url(place)  # what comes from a server does not choose files of this machine
+    if not is_url(name):
+        return _plain(name)
+    try:
+        return bool(split_url(name)[1])
+    except ValueError:
+        return False
+
+
+def _plain(name: str) -> bool:
+    return PurePosixPath(name).name == name and name != ".."
+
+
+def digest_of(classes: tuple[str, ...], splits: Mapping[str, Split], made: Mapping[str, Any]) -> str:
+    """sha256 of what a dataset holds (classes, shards, indexes, how images were resized), not of where it lies."""
+    parts = {name: asdict(splits[name]) for name in sorted(splits)}
+    for part in parts.values():
+        for shard in part["shards"]:
+            shard["name"] = PurePosixPath(shard["name"]).name
+    content = {"classes": classes, "splits": parts} | ({"resize": made["resize"]} if "resize" in made else {})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

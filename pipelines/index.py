@@ -31,22 +31,15 @@ def write_index(path: Path, index: Index) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_index(path: Path, sha256: str) -> Index:
-    """The records of a split. Raises DataError where the file is missing or not the one that was written."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"index {path} cannot be read: {error.strerror}; pack the dataset again") from error
+def parse_index(data: bytes, sha256: str, where: str) -> Index:
+    """The records in the bytes of the index at `where`. Raises DataError where they are not those that were written."""
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataError(f"index {path} does not match its checksum in dataset.json; copy or pack the dataset again")
+        raise DataError(f"index {where} does not match its checksum in dataset.json; copy or pack the dataset again")
     return np.frombuffer(data, RECORD)
 
 
-def key_at(shard: Path, block: int) -> str:
-    """The name of the member whose data begins at `block`, without its extension; for messages only."""
-    with shard.open("rb") as file:
-        file.seek((block - 1) * BLOCK)
-        header = file.read(BLOCK)
+def key_of(header: bytes, block: int) -> str:
+    """The name of a member without its extension, from the header block before its data; for messages only."""
     try:
         name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
     except tarfile.TarError:

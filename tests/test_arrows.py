@@ -12,6 +12,7 @@ DOORS = {
     "ray": "orchestrator/cluster/",
     "mlflow": "orchestrator/tracking/",
     "nvidia": "pipelines/dali.py",
+    "obstore": "pipelines/remote/store.py",
 }
 VENDORS = {
     "ray",

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from pipelines import reader as reading
+from pipelines import shards as reading
 from pipelines.dataset import open_dataset, verify
 from pipelines.errors import DataError
 from pipelines.index import BLOCK, RECORD
@@ -92,7 +92,7 @@ def test_a_changed_or_missing_index_is_refused(dataset):
     with pytest.raises(DataError, match=r"index .*train\.index does not match its checksum"):
         Reader(dataset, "train")
     index.unlink()
-    with pytest.raises(DataError, match=r"index .*train\.index cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"train\.index is missing"):
         verify(dataset, "size")
 
 
@@ -103,7 +103,7 @@ def test_a_shard_that_changed_its_size_or_is_gone_is_named(dataset, how):
     with pytest.raises(DataError, match=r"shard .*train-000003\.tar has [\d,]+ bytes, dataset\.json says"):
         verify(dataset, how)
     shard.unlink()
-    with pytest.raises(DataError, match=r"shard .*train-000003\.tar is missing"):
+    with pytest.raises(DataError, match=r"train-000003\.tar is missing"):
         verify(dataset, how)
 
 

@@ -1,0 +1,99 @@
+"""A file or an object by its path or URL: size, bytes, hash. Patient with servers, and sentences where it fails."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.errors import DataError
+from pipelines.remote.patience import Patience
+from pipelines.remote.store import RANGE, Denied, NoRanges, Store, StoreError, is_url, split_url
+
+T = TypeVar("T")
+ASKING_S = 30.0  # for what a person waits for; shards in training have a patience of their own
+HINT = "; the environment of this process needs credentials that may read it (AWS_*, GOOGLE_*, AZURE_*)"
+
+
+class Objects:
+    """Reads from paths and URLs; any thread may. endpoint: of an S3-compatible store.
+
+    Methods raise DataError, with the place and the cause.
+    """
+
+    def __init__(self, endpoint: str = "", wait_s: float = ASKING_S) -> None:
+        self._endpoint, self._patience = endpoint, Patience(wait_s)
+        self._stores: dict[str, Store] = {}
+
+    def store(self, url: str) -> tuple[Store, str]:
+        """The client for a URL, and the object's name there."""
+        root, name = split_url(url)
+        if root not in self._stores:
+            self._stores[root] = Store(root, self._endpoint)
+        return self._stores[root], name
+
+    def size(self, where: str) -> int:
+        """Bytes."""
+        if is_url(where):
+            return self._asked(where, Store.size)
+        if not Path(where).is_file():
+            raise DataError(f"{where} is missing")
+        return Path(where).stat().st_size
+
+    def read(self, where: str) -> bytes:
+        """A small file or object."""
+        if is_url(where):
+            return self._asked(where, Store.read)
+        with _named(where):
+            return Path(where).read_bytes()
+
+    def part(self, where: str, begin: int, end: int) -> bytes:
+        """Bytes begin .. end."""
+        if is_url(where):
+            return self._asked(where, lambda store, name: bytes(store.ranges(name, [begin], [end])[0]))
+        with _named(where), open(where, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), end - begin, begin)
+        if len(data) < end - begin:
+            raise DataError(f"{where} ends after {begin + len(data):,} bytes, before {end:,}")
+        return data
+
+    def parts(self, where: str, size: int) -> Iterator[bytes]:
+        """All `size` bytes, some megabytes at a time."""
+        begin = 0
+        while begin < size:
+            try:
+                part = self.part(where, begin, min(begin + RANGE, size))
+            except DataError as error:
+                if begin or not isinstance(error.__cause__, NoRanges):
+                    raise
+                yield self.read(where)  # the server gives it as a whole or not at all
+                return
+            yield part
+            begin += len(part)
+
+    def sha256(self, where: str, size: int) -> str:
+        """Hash of all bytes, in hex."""
+        digest = hashlib.sha256()
+        for part in self.parts(where, size):
+            digest.update(part)
+        return digest.hexdigest()
+
+    def _asked(self, url: str, request: Callable[[Store, str], T]) -> T:
+        store, name = self.store(url)
+        try:
+            return self._patience(lambda: request(store, name))
+        except StoreError as error:
+            raise DataError(f"{error}{HINT if isinstance(error, Denied) else ''}") from error
+
+
+class _named:
+    """Turns an OSError into a sentence about a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, OSError):
+            raise DataError(f"{self._path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,193 @@
+"""The door to object stores: objects under one folder or URL, on a disk, S3, GCS, Azure or HTTP, alike.
+
+obstore speaks them all. A local object is staged and renamed, so a killed writer leaves the old object or none; power
+loss may still tear it. Credentials come from the usual environment (AWS_*, GOOGLE_*, AZURE_*; AWS_ENDPOINT_URL for
+S3-compatible stores). Nothing is tried again here: who asks knows how long to be patient (`patience.py`).
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import obstore
+from obstore import exceptions
+from obstore.store import HTTPStore, LocalStore, ObjectStore, from_url
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+URL = re.compile(r"(?P<root>(?P<scheme>[a-z0-9+]+)://(?P<host>[^/?#]*))(?P<path>/[^?#]*)?")
+SCHEMES = ("s3", "gs", "az", "http", "https")
+REQUEST_S = 60  # for one request and its answer, at most RANGE bytes long
+RANGE = 8 << 20  # bytes that one request asks for
+ONCE: "RetryConfig" = {"max_retries": 0}  # who asks is patient, and says so
+
+
+class StoreError(Exception):
+    """A request that failed; `passes` says whether trying again may help: with a server, unless it says otherwise."""
+
+    passes = False
+
+
+class NotThere(StoreError):
+    """There is no such object, bucket or host name."""
+
+
+class Denied(StoreError):
+    """The credentials are missing, wrong, or not enough."""
+
+
+class NoRanges(StoreError):
+    """The server gives whole objects only (`python -m http.server` is one)."""
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is a URL rather than a path of this machine."""
+    return "://" in place
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """(bucket or server, name of the object in it), for every scheme: 's3://bucket/a/b' -> ('s3://bucket', 'a/b').
+
+    Raises ValueError for what is no URL of a known scheme, or one with a query (signed URLs expire in mid-run).
+    """
+    found = URL.fullmatch(url)
+    if not found or found["scheme"] not in SCHEMES or not found["host"]:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(f"'{url}' is not a URL of {known} without a query")
+    name = (found["path"] or "/").lstrip("/")
+    return found["root"], unquote(name) if found["scheme"].startswith("http") else name
+
+
+class Store:
+    """Objects under a folder or URL; any thread may use it. A folder is made by the first write.
+
+    endpoint: address of an S3-compatible store, in place of AWS_ENDPOINT_URL.
+    Methods raise StoreError (OSError never); names are paths below the place.
+    """
+
+    def __init__(self, place: str, endpoint: str = "", request_s: float = REQUEST_S) -> None:
+        self.place = place.rstrip("/") if is_url(place) else place
+        self._folder = None if is_url(place) else Path(place)
+        self._endpoint, self._request_s = endpoint, request_s
+        self._opened: ObjectStore | None = None
+
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        with self._told("be found", name):
+            return int(obstore.head(self._store(), name)["size"])
+
+    def read(self, name: str) -> bytes:
+        """An object's bytes."""
+        if self._absent():
+            raise NotThere(f"{self.place} does not exist")
+        with self._told("be read", name):
+            return bytes(obstore.get(self._store(), name).bytes())
+
+    def ranges(self, name: str, begins: Sequence[int], ends: Sequence[int]) -> list[memoryview]:
+        """Parts of an object; neighbours are asked for together."""
+        with self._told("be read", name):
+            parts = obstore.get_ranges(self._store(), name, starts=begins, ends=ends)
+            return [memoryview(part).cast("B") for part in parts]
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """A whole object, a few MB at a time, from one request: for servers without ranges."""
+        with self._told("be read", name):
+            for part in obstore.get(self._store(), name).stream(min_chunk_size=1 << 20):
+                yield memoryview(part).cast("B")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Puts an object, in place of any older one."""
+        with self._told("be written", name):
+            obstore.put(self._store(), name, data)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Puts a file's content, in parts where it is large."""
+        with self._told("be written", name):
+            obstore.put(self._store(), name, path)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Puts an object only where there is none; False where there is one."""
+        with self._told("be written", name):
+            try:
+                obstore.put(self._store(), name, data, mode="create")
+            except exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def names(self, prefix: str = "") -> list[str]:
+        """All objects below the folder `prefix`, sorted."""
+        if self._absent():
+            return []
+        with self._told("be listed", prefix):
+            return sorted(item["path"] for batch in obstore.list(self._store(), prefix) for item in batch)
+
+    def remove(self, name: str) -> None:
+        """One object; nothing happens where there is none."""
+        with self._told("be removed", name), suppress(FileNotFoundError):
+            obstore.delete(self._store(), name)
+
+    def _absent(self) -> bool:
+        return self._folder is not None and not self._folder.is_dir()
+
+    def _store(self) -> ObjectStore:
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> ObjectStore:
+        if self._folder:
+            return LocalStore(self._folder, automatic_cleanup=True, mkdir=True)
+        options: "ClientConfig" = {"timeout": f"{round(self._request_s * 1000)}ms", "connect_timeout": "10s"}
+        if self.place.startswith("http"):  # explicit: from_url takes some hosts for S3 or Azure
+            options["allow_http"] = True
+            return HTTPStore.from_url(self.place, client_options=options, retry_config=ONCE)
+        endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if self.place.startswith("s3") and endpoint:
+            options["allow_http"] = endpoint.startswith("http://")  # said by whoever runs the store
+            return from_url(self.place, client_options=options, retry_config=ONCE, endpoint=endpoint)
+        return from_url(self.place, client_options=options, retry_config=ONCE)
+
+    @contextmanager
+    def _told(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except (OSError, ValueError, exceptions.BaseError) as error:
+            kind = _kind(error)
+            told = kind(f"{self.place}{'/' + name if name else ''} cannot {verb}: {_cause(error)}")
+            told.passes = kind is StoreError and self._folder is None
+            raise told from error
+
+
+def _kind(error: Exception) -> type[StoreError]:
+    if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
+        return NotThere
+    if isinstance(error, exceptions.NotSupportedError):
+        return NoRanges
+    denied = PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    return Denied if isinstance(error, denied) or NO_CREDENTIALS.search(str(error)) else StoreError
+
+
+# Without credentials in the environment the clients ask the cloud's machine metadata, or give up at once.
+NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google|Account must be specified|status code: 40[13]")
+
+
+def _cause(error: Exception) -> str:
+    """The telling words: a server may answer with a page of HTML, and obstore adds its own debug source."""
+    text, _, source = str(error).partition("\n\nDebug source")
+    if re.search(r"169\.254\.169\.254|metadata\.google|Account must be specified", text):
+        return "no credentials were found in the environment"
+    if status := re.search(r"status code: (\d{3} [A-Za-z -]+)", text):
+        code = re.search(r"<Code>([A-Za-z]+)</Code>", text)
+        return status[1].strip() + (f" ({code[1]})" if code else "")
+    if inner := re.findall(r'(?:message|error): "([^"]+)"', source):
+        return str(inner[-1]).lower()
+    if "TimedOut" in source:
+        return "no answer in time"
+    return " ".join((text.splitlines() or [""])[0].split())[:300]
