@@ -117,19 +117,41 @@ def test_windows_hold_whole_shards_and_only_the_first_and_last_are_short(order):
     if not order.window:
         return
     for stream, pieces in enumerate(order.pieces):
-        windows = order._windows(0, stream, np.arange(len(pieces)))
-        sizes = [len(w) for w in windows]
-        assert np.concatenate(windows).tolist() == list(range(len(pieces)))
+        windows = order.windows(0, stream)
+        sizes = [len(w.pieces) for w in windows]
+        assert sorted(piece for w in windows for piece in w.pieces) == sorted(pieces)
         assert all(size == min(order.window, len(pieces)) for size in sizes[1:-1])
         assert max(sizes) <= order.window or len(pieces) <= order.window
 
 
 @given(orders())
-def test_only_the_streams_of_the_asked_lanes_are_computed(order):
+def test_only_the_windows_of_the_asked_lanes_are_computed(order):
     order.ids(0, 0, [0])
-    assert set(order._memory) == {0}
+    assert set(order._windows) == set(order._window_ids) == {0}
     order.ids(1, 0, range(order.lanes))
-    assert {epoch for epoch, _ in order._memory.values()} == {1}
+    assert {epoch for epoch, *_ in order._window_ids.values()} == {1}
+
+
+@given(orders(), st.integers(0, 3))
+def test_a_windows_samples_lie_where_it_says(order, epoch):
+    for stream in range(order.streams):
+        ids, windows = order.stream(epoch, stream), order.windows(epoch, stream)
+        assert [w.begin for w in windows[1:]] == [w.end for w in windows[:-1]]
+        for window in windows:
+            held = [i for piece in window.pieces for i in range(*piece)]
+            assert sorted(ids[window.begin : window.end].tolist()) == sorted(held)
+
+
+def test_one_window_is_held_not_an_epoch():
+    order = Order((100,) * 64, 0, 1, 1, 10, window=4)
+    order.ids(0, order.steps_per_epoch - 1, [0])
+    assert sum(len(ids) for *_, ids in order._window_ids.values()) <= 400
+
+
+@given(orders())
+def test_a_samples_shard_is_found(order):
+    shards = np.repeat(np.arange(len(order.counts)), order.counts)
+    assert [order.shard_of(i) for i in range(order.samples)] == shards.tolist()
 
 
 def test_epochs_and_seeds_differ_and_each_leaves_out_others():
@@ -157,5 +179,5 @@ def test_a_full_window_meets_like_a_full_permutation():
 
 def test_streams_change_windows_at_different_steps():
     order = Order((10,) * 64, 3, 4, 4, 5, window=8)
-    firsts = [len(order._windows(0, stream, np.arange(16))[0]) for stream in range(4)]
+    firsts = [len(order.windows(0, stream)[0].pieces) for stream in range(4)]
     assert len(set(firsts)) > 1
