@@ -60,7 +60,9 @@ def _score(run: str | None, weights: str | None, data: str | None, config: RunCo
 
 
 def table(score: "Score") -> str:
-    """The score for a person."""
+    """The score for a person, a line for each bad image below it."""
+    from orchestrator.state.register import BadImage
+
     rows = {
         "top-1": f"{score.top1:.3%}  (error {1 - score.top1:.3%})",
         "top-5": f"{score.top5:.3%}  (error {1 - score.top5:.3%})",
@@ -70,7 +72,8 @@ def table(score: "Score") -> str:
         "weights": f"sha256 {score.weights_sha256}",
         "dataset": f"digest {score.dataset_digest}",
     }
-    return score.net + "\n" + "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
+    lines = [f"  {name:<10}{value}" for name, value in rows.items()]
+    return "\n".join([score.net, *lines, *(f"  bad image {BadImage(**bad)}" for bad in score.bad_images)])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Trains one net: `python -m jobs.train --recipe digits --name a --model.depth 34 --cluster.workers 2`."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from jobs import edge
@@ -46,16 +47,25 @@ def dry_run(config: RunConfig) -> int:
 
 def report(result: "Result") -> str:
     """The end of a run, for a person."""
+    bad = Counter(image["split"] for image in result.bad_images)
     rows = {
-        "top-1 / top-5": f"{result.top1:.2%} / {result.top5:.2%} of {result.val_samples} validation images",
+        "top-1 / top-5": f"{result.top1:.2%} / {result.top5:.2%} of {result.val_samples} validation images"
+        + (f", {bad['val']} of them bad and replaced" if bad["val"] else ""),
         "training loss": f"{result.train_loss:.4f} (mean of the last epoch)",
         "weights": f"sha256 {result.weights_sha256}",
-        "data read": f"digest {result.data_digest}, {result.bad_samples} times a bad image was replaced",
+        "data read": f"digest {result.data_digest}, {replacements(bad['train'], result.bad_samples)}",
         "restarts": str(result.restarts),
         "speed": f"{result.images_per_second:,.0f} img/s" if result.images_per_second else "nothing was left to do",
         "MLflow": result.mlflow_url or "no server: see tracking.uri",
     }
     return f"{result.name} {result.status}\n" + "\n".join(f"  {name:<15}{value}" for name, value in rows.items())
+
+
+def replacements(images: int, times: int) -> str:
+    """How many bad training images there were, and how often one was replaced."""
+    if not images:
+        return f"{times} times a bad image was replaced"
+    return f"{images} bad image{'s' * (images != 1)}, replaced {times} time{'s' * (times != 1)}"
 
 
 if __name__ == "__main__":

@@ -84,7 +84,11 @@ class DataConfig(Section):
         "size", PLACEMENT, "how shards are checked at the start; crc32 always later"
     )
     max_bad: float = setting(
-        1e-4, HORIZON, "share of a split that may be bad images on one worker before the run fails", ge=0, le=1
+        1e-4,
+        HORIZON,
+        "share of a split that may be bad images before the run fails: over all workers and submissions",
+        ge=0,
+        le=1,
     )
 
     _pairs = field_validator("scale", "ratio", "short_side", "mean", "std", mode="before")(_pair)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
 from orchestrator.plan import Plan
+from orchestrator.state.register import NAME, BadImage, Register
 from orchestrator.tracking import Metric, Tracker
 
 # Record field -> metric name.
@@ -25,17 +26,21 @@ EPOCH = {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"}
 class Ear:
     """Hears records in the driver. Printing is throttled to tracking.progress_seconds, tracking is not."""
 
-    def __init__(self, config: RunConfig, plan: Plan, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self._config, self._plan, self._tracker, self._say = config, plan, tracker, say
+    def __init__(
+        self, config: RunConfig, plan: Plan, register: Register, tracker: Tracker, say: Callable[[str], None]
+    ) -> None:
+        self._config, self._plan, self._register, self._tracker, self._say = config, plan, register, tracker, say
         self._printed = 0.0
         self._reached = 0
         self._kinds = {
             "progress": self._progress,
             "epoch": self._epoch,
-            "bad": self._bad,
             "say": self._text,
             "decode": self._decode,
         }
+        if register.images:
+            self._say(f"bad images known from before: {len(register.images)}, see {register.place}")
+            self._show_bad()
 
     def resumes_at(self, step: int) -> None:
         """A group was started anew from this step; what it repeats is said. The position is the data's whole state."""
@@ -43,10 +48,11 @@ class Ear:
         self._say(f"resumed at step {step}: 0 samples lost, {repeated} steps repeated")
 
     def hear(self, records: list[Record]) -> None:
-        """All records of one look into the mailbox."""
+        """All records of one look into the mailbox. Raises DataError where too many images are bad."""
         for record in records:
             if act := self._kinds.get(record["kind"]):
                 act(record)
+        self._bad([_bad_image(record) for record in records if record["kind"] == "bad"])
 
     def _progress(self, record: Record) -> None:
         self._reached = max(self._reached, record["global_step"])
@@ -64,11 +70,18 @@ class Ear:
         self._log(record, values | {"train/epoch_loss": record["train_loss"]})
         self._say(epoch_line(record, self._plan.epochs))
 
-    def _bad(self, record: Record) -> None:
-        self._say(
-            f"bad image in {record['split']}: {record['shard']} {record['key']} ({record['reason']}), replaced by "
-            f"sample {record['replaced_by']}"
-        )
+    def _bad(self, met: list[BadImage]) -> None:
+        """Each image is said once, and the table shown anew once a look: before the run may end because of them."""
+        if fresh := self._register.add(met):
+            for image in fresh:
+                self._say(f"bad image in {image.split}: {image}")
+            self._show_bad()
+        self._register.check(met)
+
+    def _show_bad(self) -> None:
+        rows = self._register.to_list()
+        self._tracker.table(rows, NAME)
+        self._tracker.tags({"skiplane.bad_images": str(len(rows))})
 
     def _decode(self, record: Record) -> None:
         wanted = self._config.data.decode
@@ -81,6 +94,10 @@ class Ear:
     def _log(self, record: Record, values: dict[str, float]) -> None:
         step, when = record["global_step"], record["time_ms"]
         self._tracker.metrics([Metric(name, value, step, when) for name, value in values.items()])
+
+
+def _bad_image(record: Record) -> BadImage:
+    return BadImage(**{name: value for name, value in record.items() if name != "kind"})
 
 
 def progress_line(record: Record) -> str:

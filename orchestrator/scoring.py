@@ -1,5 +1,6 @@
 """Exact evaluation of weights, in one process: each validation image once, the protocol beside the number."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from orchestrator.config import RunConfig
 from orchestrator.plan import counts_of
 from orchestrator.state.checkpoints import Checkpoints, weights_sha256
 from orchestrator.state.records import settings_of
+from orchestrator.state.register import BadImage
 from orchestrator.state.storage import Storage
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.models.resnet import build
@@ -17,7 +19,7 @@ from pipelines.batches import EvalBatches
 from pipelines.dali import Where, resolve_decode
 from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError, DataError
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import BadSample, Quarantine, allowed
 from pipelines.reader import Reader
 
 
@@ -35,7 +37,8 @@ class Score:
     crop: int  # centre crop, px
     decode: str
     precision: str
-    bad_samples: int
+    bad_samples: int  # each replaced by the nearest good one
+    bad_images: list[dict[str, Any]]  # see register.BadImage
     weights_sha256: str
     dataset_digest: str
 
@@ -53,11 +56,11 @@ def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.devic
     load_weights(model, state)
     model.to(device)
     decode = resolve_decode(data.decode, device.type == "cuda")
-    bad: set[int] = set()
-    with _batches(config, dataset, device, decode) as batches:
+    bad: list[BadSample] = []
+    with _batches(config, dataset, device, decode, bad.append) as batches:
         sums = evaluate(
             model,
-            _counting(batches, bad),
+            batches,
             data.mean,
             data.std,
             precision=config.train.precision,
@@ -79,13 +82,17 @@ def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.devic
         decode,
         config.train.precision,
         len(bad),
+        [asdict(BadImage("val", **asdict(sample))) for sample in bad],
         weights_sha256(model.state_dict()),
         dataset.digest,
     )
 
 
 def config_of_run(config: RunConfig, name: str) -> RunConfig:
-    """The settings of the run `name` in config's storage; where things are and what they use is config's own."""
+    """The settings of the run `name` in config's storage; where things are and what they use is config's own.
+
+    Of the two limits of bad images the higher one holds: neither a run that was let through, nor a flag, is in vain.
+    """
     run = settings_of(Storage(f"{config.cluster.storage}/{name}"), name)
     return run.replace(
         {
@@ -93,6 +100,7 @@ def config_of_run(config: RunConfig, name: str) -> RunConfig:
             "cluster.storage": config.cluster.storage,
             "cluster.device": config.cluster.device,
             "data.decode": config.data.decode,
+            "data.max_bad": max(config.data.max_bad, run.data.max_bad),
             "data.threads": config.data.threads,
         }
     )
@@ -115,7 +123,9 @@ def _same_classes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], 
         )
 
 
-def _batches(config: RunConfig, dataset: Dataset, device: torch.device, decode: Where) -> EvalBatches:
+def _batches(
+    config: RunConfig, dataset: Dataset, device: torch.device, decode: Where, tell: Callable[[BadSample], None]
+) -> EvalBatches:
     data, threads = config.data, config.data.threads or config.cluster.cpus_per_worker
     samples = dataset.splits["val"].samples
     return EvalBatches(
@@ -127,11 +137,5 @@ def _batches(config: RunConfig, dataset: Dataset, device: torch.device, decode: 
         device=device,
         decode=decode,
         threads=threads,
-        quarantine=Quarantine(int(data.max_bad * samples)),
+        quarantine=Quarantine(allowed(data.max_bad, samples), tell),
     )
-
-
-def _counting(batches: EvalBatches, bad: set[int]) -> Any:
-    for batch in batches:
-        bad.update(b.id for b in batch.bad)
-        yield batch

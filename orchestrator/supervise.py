@@ -23,12 +23,14 @@ from orchestrator.progress import Ear
 from orchestrator.state.checkpoints import Checkpoints
 from orchestrator.state.lease import lease
 from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
+from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
 from orchestrator.training.models.weights import read_weights
 from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ConfigError, SkiplaneError, TrainingError
+from pipelines.quarantine import allowed
 
 POLL_S = 0.3
 Say = Callable[[str], None]
@@ -112,6 +114,7 @@ class _Life:
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.still_ours:
+                self.register = self._open_register()
                 self.tracker = self._open_tracker(run_id, parent, tags)
                 return self._tracked()
 
@@ -145,7 +148,7 @@ class _Life:
     def _attempts(self) -> dict[str, Any]:
         """Fits until a group ends by itself; failures in a row without progress are limited."""
         failures, reached = 0, self._resume_step()
-        ear = Ear(self.config, self.plan, self.tracker, self.say)
+        ear = Ear(self.config, self.plan, self.register, self.tracker, self.say)
         while True:
             mailbox = Mailbox()  # a new one each time: it may be what was lost
             try:
@@ -201,6 +204,10 @@ class _Life:
 
     def _asked(self) -> bool:
         return self.stop.signum is not None
+
+    def _open_register(self) -> Register:
+        splits, share = self.dataset.splits, self.config.data.max_bad
+        return Register(self.storage, {s: allowed(share, splits[s].samples) for s in splits}, self.say)
 
     def _resume_step(self) -> int:
         names = self.checkpoints.names()
@@ -282,6 +289,7 @@ class _Life:
             dataset_digest=self.dataset.digest,
             world_size=self.workers,
             restarts=self.restarts,
+            bad_images=self.register.to_list(),
             parameters=self.plan.parameters,
             multiply_adds=self.plan.multiply_adds,
             mlflow_run_id=self.tracker.run_id,

@@ -12,7 +12,6 @@ from orchestrator.training.evaluate import EvalSums
 from orchestrator.training.loop import StepDone
 from orchestrator.training.metrics import EpochSums
 from orchestrator.training.step import StepStats, check_finite, to_host
-from pipelines.quarantine import BadSample
 
 
 class Tally:
@@ -23,7 +22,7 @@ class Tally:
         self.step = start.step
         self._sums, self._total = _sums(start.sums), _sums(start.total)
         self._curve = list(start.curve)
-        self._digest, self._bad, self._named = 0, 0, list[BadSample]()
+        self._digest, self._bad = 0, 0
         self._pending: list[StepStats] = []
         self._wait_s = self._busy_s = 0.0
         self._began = time.monotonic()
@@ -35,7 +34,6 @@ class Tally:
         self._pending.append(done.stats)
         self._digest = (self._digest + done.digest) % 2**64
         self._bad += len(done.bad)
-        self._named += done.bad
         self._wait_s, self._busy_s = self._wait_s + done.wait_s, self._busy_s + done.step_s
         self.step = done.global_step + 1
 
@@ -73,11 +71,6 @@ class Tally:
         }
         self._pending, self._wait_s, self._busy_s = [], 0.0, 0.0
         return record
-
-    def take_bad(self) -> list[BadSample]:
-        """The bad samples since the last call."""
-        named, self._named = self._named, []
-        return named
 
     def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
         """Ends the epoch's sums; returns the record for the curve."""

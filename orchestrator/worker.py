@@ -7,7 +7,7 @@ Nothing here knows Ray or MLflow: a worker sees a Context.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from pipelines.batches import Batch, EvalBatches, TrainBatches
 from pipelines.dali import resolve_decode
 from pipelines.dataset import open_dataset
 from pipelines.errors import DataError, TrainingError
-from pipelines.quarantine import BadSample, Quarantine
+from pipelines.quarantine import BadSample, Quarantine, allowed
 from pipelines.reader import Reader
 
 
@@ -175,8 +175,8 @@ class Worker:
         )
 
     def _quarantine(self, split: str) -> Quarantine:
-        limit = int(self.config.data.max_bad * self.dataset.splits[split].samples)
-        return Quarantine(limit)
+        limit = allowed(self.config.data.max_bad, self.dataset.splits[split].samples)
+        return Quarantine(limit, lambda bad: self.context.send([bad_record(bad, split)]))
 
     def _threads(self) -> int:
         return self.config.data.threads or self.config.cluster.cpus_per_worker
@@ -215,12 +215,10 @@ class Worker:
     # -- words ---------------------------------------------------------------------------------------------------
 
     def _report(self, done: loop.StepDone) -> None:
-        """One point of the training curves from rank 0, and the names of bad samples from every rank."""
+        """One point of the training curves, from rank 0."""
         record = self.tally.flush(done, self.plan, self.config.train.global_batch)
-        bad = self.tally.take_bad()
-        records: list[Record] = [record] if self.context.rank == 0 else []
-        if records or bad:
-            self.context.send([*records, *(bad_record(b, "train") for b in bad)])
+        if self.context.rank == 0:
+            self.context.send([record])
 
     def _end_epoch(self, epoch: int) -> None:
         every, last = self.config.train.eval_epochs, epoch + 1 == self.plan.epochs
@@ -236,7 +234,7 @@ class Worker:
         with self._eval_batches() as batches:
             sums = evaluate(
                 self.step.model,
-                self._named(batches),
+                batches,
                 mean=data.mean,
                 std=data.std,
                 precision=train.precision,
@@ -247,13 +245,6 @@ class Worker:
         if sums.count != self.plan.val_samples:
             raise DataError(f"evaluation counted {sums.count} of {self.plan.val_samples} validation images")
         return sums
-
-    def _named(self, batches: EvalBatches) -> Iterator[Batch]:
-        """The same batches; the bad images among them are told."""
-        for batch in batches:
-            if batch.bad:
-                self.context.send([bad_record(b, "val") for b in batch.bad])
-            yield batch
 
     def _summary(self, status: str) -> dict[str, Any]:
         self.saver.wait()
@@ -271,13 +262,5 @@ class Worker:
 
 
 def bad_record(bad: BadSample, split: str) -> Record:
-    """A bad sample as a record."""
-    return {
-        "kind": "bad",
-        "split": split,
-        "id": bad.id,
-        "shard": bad.shard,
-        "key": bad.key,
-        "reason": bad.reason,
-        "replaced_by": bad.replaced_by,
-    }
+    """A bad sample as a record: of each only the first, from any thread; the driver drops what it knows."""
+    return {"kind": "bad", "split": split, **asdict(bad)}

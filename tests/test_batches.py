@@ -179,13 +179,15 @@ def test_too_many_bad_images_fail_the_run(packed, dataset):
     assert len(taken(training(reopened(dataset), stop=1, limit=3))[0][6]) == 3
 
 
-def test_the_quarantine_counts_each_image_once():
-    quarantine = Quarantine(1)
+def test_the_quarantine_counts_and_tells_each_image_once():
+    told = []
+    quarantine = Quarantine(1, told.append)
     for _ in range(5):
         quarantine.add(BadSample(7, "s", "k", "r", 8))
     assert quarantine.count == 1
     with pytest.raises(DataError, match=r"is number 2; data\.max_bad allows 1"):
         quarantine.add(BadSample(9, "s", "k", "r", 8))
+    assert [bad.id for bad in told] == [7, 9]  # the one past the limit too
 
 
 @pytest.mark.parametrize(

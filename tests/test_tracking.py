@@ -220,6 +220,21 @@ def test_finish_is_the_last_word(server: FakeServer, tracker: MlflowTracker) -> 
     assert last.status == "KILLED"
 
 
+def test_a_table_is_a_file_and_the_tag_that_lists_it(server: FakeServer, tracker: MlflowTracker) -> None:
+    tracker.table([{"a": 1, "b": "x"}], "one.json")
+    tracker.table([{"a": 1, "b": "x"}, {"b": "y", "a": 2}], "one.json")
+    tracker.table([{"c": None}], "two.json")
+    tracker.finish("FINISHED", 30.0)
+    files = [(r.name, json.loads(r.content)) for r in server.receiver.arrived if isinstance(r, File)]
+    assert files[1:] == [
+        ("one.json", {"columns": ["a", "b"], "data": [[1, "x"], [2, "y"]]}),
+        ("two.json", {"columns": ["c"], "data": [[None]]}),
+    ]
+    tags = [r.values["mlflow.loggedArtifacts"] for r in server.receiver.arrived if isinstance(r, Tags)]
+    assert json.loads(tags[1]) == [{"path": "one.json", "type": "table"}]
+    assert json.loads(tags[2]) == [{"path": "one.json", "type": "table"}, {"path": "two.json", "type": "table"}]
+
+
 def test_run_page(tracker: MlflowTracker) -> None:
     assert tracker.url == "http://h:5000/#/experiments/7/runs/run1"
 
@@ -230,6 +245,7 @@ def test_null_tracker_hears_everything() -> None:
     silent.tags({"a": "b"})
     silent.note("")
     silent.file(b"", "f")
+    silent.table([{"a": 1}], "f.json")
     assert (silent.view("v", []), silent.run_id, silent.url, silent.finish("FINISHED")) == (None, None, None, 0)
 
 

@@ -39,7 +39,7 @@ class Result:
     dataset_digest: str = ""
     world_size: int = 0
     restarts: int = 0
-    bad_samples: int = 0
+    bad_samples: int = 0  # how often a bad training image was replaced
     images_per_second: float | None = None
     seconds: float = 0.0  # of training and evaluation, over all attempts
     parameters: int = 0
@@ -47,6 +47,7 @@ class Result:
     reason: str | None = None  # why it stopped or failed
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
+    bad_images: list[dict[str, Any]] = field(default_factory=list)  # see register.BadImage
     curve: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod

@@ -4,7 +4,7 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 # MLflow's rule (its docs: "Logging metrics"), narrowed to ASCII. A bad name would poison the batch it is sent in.
 _NAME = re.compile(r"[A-Za-z0-9_\-. :/]{1,250}")
@@ -82,6 +82,9 @@ class Tracker(Protocol):
     def file(self, content: bytes, name: str) -> None:
         """Keeps a small file (a figure, a result) under `name`, which may have folders."""
 
+    def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Shows rows of the same keys, one at least, as a table under `name` (.json), in place of the one before."""
+
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:
         """A link that opens the curves of these runs side by side; None without a server."""
 
@@ -105,6 +108,9 @@ class NullTracker:
         """Nothing."""
 
     def file(self, content: bytes, name: str) -> None:
+        """Nothing."""
+
+    def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Nothing."""
 
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:

@@ -4,8 +4,9 @@ import getpass
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
-from orchestrator.tracking import views
+from orchestrator.tracking import tables, views
 from orchestrator.tracking.outbox import MemoryOutbox, Outbox
 from orchestrator.tracking.records import DatasetRef, File, Metric, Status, Tags, Tracker
 from orchestrator.tracking.sender import Sender, log
@@ -21,7 +22,7 @@ class MlflowTracker:
         self, server: Server, experiment_id: str, run_id: str, reached: Mapping[str, int], outbox: Outbox
     ) -> None:
         self._server, self._experiment_id, self._outbox = server, experiment_id, outbox
-        self._reached = dict(reached)
+        self._reached, self._tables = dict(reached), dict[str, None]()
         self.run_id: str | None = run_id
         self.url = views.run_url(server.shown, experiment_id, run_id) if server.is_http else None
         self._sender = Sender(outbox, lambda records: server.deliver(run_id, records), f"MLflow at {server.shown}")
@@ -44,6 +45,11 @@ class MlflowTracker:
     def file(self, content: bytes, name: str) -> None:
         """Keeps a small file under `name`."""
         self._outbox.put([File(name, content)])
+
+    def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Shows rows as a table. The page lists the tables of this submission: tables of other names drop out."""
+        self._tables[name] = None
+        self._outbox.put([File(name, tables.content(rows)), Tags(tables.tag(self._tables))])
 
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:
         """A saved view, or the plain link where it cannot be saved."""
