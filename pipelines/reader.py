@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipelines.dataset import Dataset
 from pipelines.index import BLOCK, Index, key_of
+from pipelines.remote.shards import RangedShards
+from pipelines.remote.store import is_url
 from pipelines.shards import LocalShards, Shards
 
 Slab = NDArray[np.uint8]
@@ -71,11 +73,17 @@ def joined(batches: Sequence[EncodedBatch]) -> EncodedBatch:
     )
 
 
+def _shards_of(dataset: Dataset, split: str, threads: int) -> Shards:
+    """Where nothing fetches them: files where they lie, objects range by range."""
+    places = [dataset.locate(shard.name) for shard in dataset.splits[split].shards]
+    return RangedShards(dataset.objects, places) if any(map(is_url, places)) else LocalShards(places, threads)
+
+
 class Reader:
     """Reads samples of one split, with up to `threads` reads at once. Any thread may call it; calls take turns.
 
-    records, shards: the split's index and tars, where they do not simply lie in the dataset's folder. Closing the
-    reader closes the shards.
+    records, shards: the split's index and tars, where something else than this brings them. Closing the reader closes
+    the shards.
     """
 
     def __init__(
@@ -89,7 +97,7 @@ class Reader:
     ) -> None:
         self.split = dataset.splits[split]
         self._index = dataset.index(split) if records is None else records
-        self._shards = shards or LocalShards([dataset.locate(shard.name) for shard in self.split.shards], threads)
+        self._shards = shards or _shards_of(dataset, split, threads)
         self._turn = threading.Lock()
 
     def read(self, ids: ArrayLike, allocate: Callable[[int], Slab] = _new) -> EncodedBatch:

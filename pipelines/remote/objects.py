@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,15 +21,15 @@ class Objects:
     Methods raise DataError, with the place and the cause.
     """
 
-    def __init__(self, endpoint: str = "", wait_s: float = ASKING_S) -> None:
-        self._endpoint, self._patience = endpoint, Patience(wait_s)
+    def __init__(self, endpoint: str = "", patience: Patience | None = None) -> None:
+        self.endpoint, self._patience = endpoint, patience or Patience(ASKING_S)
         self._stores: dict[str, Store] = {}
 
     def store(self, url: str) -> tuple[Store, str]:
         """The client for a URL, and the object's name there."""
         root, name = split_url(url)
         if root not in self._stores:
-            self._stores[root] = Store(root, self._endpoint)
+            self._stores[root] = Store(root, self.endpoint)
         return self._stores[root], name
 
     def size(self, where: str) -> int:
@@ -50,12 +50,16 @@ class Objects:
     def part(self, where: str, begin: int, end: int) -> bytes:
         """Bytes begin .. end."""
         if is_url(where):
-            return self._asked(where, lambda store, name: bytes(store.ranges(name, [begin], [end])[0]))
+            return bytes(self.ranges(where, [begin], [end])[0])
         with _named(where), open(where, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), end - begin, begin)
         if len(data) < end - begin:
             raise DataError(f"{where} ends after {begin + len(data):,} bytes, before {end:,}")
         return data
+
+    def ranges(self, url: str, begins: Sequence[int], ends: Sequence[int]) -> list[memoryview]:
+        """Several parts of an object at once."""
+        return self._asked(url, lambda store, name: store.ranges(name, begins, ends))
 
     def parts(self, where: str, size: int) -> Iterator[bytes]:
         """All `size` bytes, some megabytes at a time."""

@@ -34,7 +34,7 @@ class StoreError(Exception):
 
 
 class NotThere(StoreError):
-    """There is no such object, bucket or host name."""
+    """There is no such object or bucket."""
 
 
 class Denied(StoreError):
@@ -89,10 +89,14 @@ class Store:
             return bytes(obstore.get(self._store(), name).bytes())
 
     def ranges(self, name: str, begins: Sequence[int], ends: Sequence[int]) -> list[memoryview]:
-        """Parts of an object; neighbours are asked for together."""
+        """Parts of an object; neighbours are asked for together. An object that ends before a part does is an error."""
         with self._told("be read", name):
-            parts = obstore.get_ranges(self._store(), name, starts=begins, ends=ends)
-            return [memoryview(part).cast("B") for part in parts]
+            found = obstore.get_ranges(self._store(), name, starts=begins, ends=ends)
+        parts = [memoryview(part).cast("B") for part in found]
+        for begin, end, part in zip(begins, ends, parts, strict=True):
+            if len(part) < end - begin:
+                raise StoreError(f"{self.place}/{name} ends after {begin + len(part):,} bytes, before {end:,}")
+        return parts
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """A whole object, a few MB at a time, from one request: for servers without ranges."""
@@ -142,7 +146,7 @@ class Store:
     def _open(self) -> ObjectStore:
         if self._folder:
             return LocalStore(self._folder, automatic_cleanup=True, mkdir=True)
-        options: "ClientConfig" = {"timeout": f"{round(self._request_s * 1000)}ms", "connect_timeout": "10s"}
+        options: ClientConfig = {"timeout": f"{round(self._request_s * 1000)}ms", "connect_timeout": "10s"}
         if self.place.startswith("http"):  # explicit: from_url takes some hosts for S3 or Azure
             options["allow_http"] = True
             return HTTPStore.from_url(self.place, client_options=options, retry_config=ONCE)
@@ -158,24 +162,27 @@ class Store:
             yield
         except StoreError:
             raise
-        except (OSError, ValueError, exceptions.BaseError) as error:
+        except (OSError, ValueError, NotImplementedError, exceptions.BaseError) as error:
             kind = _kind(error)
             told = kind(f"{self.place}{'/' + name if name else ''} cannot {verb}: {_cause(error)}")
-            told.passes = kind is StoreError and self._folder is None
+            told.passes = kind is StoreError and self._folder is None and not HOPELESS.search(str(error))
             raise told from error
 
 
 def _kind(error: Exception) -> type[StoreError]:
-    if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
+    text = str(error)
+    if isinstance(error, FileNotFoundError | exceptions.NotFoundError) or "status code: 404" in text:
         return NotThere
-    if isinstance(error, exceptions.NotSupportedError):
+    if isinstance(error, exceptions.NotSupportedError) or "non-partial response" in text:
         return NoRanges
     denied = PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    return Denied if isinstance(error, denied) or NO_CREDENTIALS.search(str(error)) else StoreError
+    return Denied if isinstance(error, denied) or NO_CREDENTIALS.search(text) else StoreError
 
 
 # Without credentials in the environment the clients ask the cloud's machine metadata, or give up at once.
 NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google|Account must be specified|status code: 40[13]")
+# What the server cannot do, or no longer has: 405 and 501, 410, 416 (a range behind the end).
+HOPELESS = re.compile(r"status code: (405|410|416|501)|not yet implemented")
 
 
 def _cause(error: Exception) -> str:
@@ -190,4 +197,7 @@ def _cause(error: Exception) -> str:
         return str(inner[-1]).lower()
     if "TimedOut" in source:
         return "no answer in time"
-    return " ".join((text.splitlines() or [""])[0].split())[:300]
+    if "Incomplete" in source:
+        return "the connection was cut"
+    line = " ".join((text.splitlines() or [""])[0].split())
+    return re.sub(r"^Generic \w+ error: (Error performing .* in \S+ - )?", "", line)[:300]

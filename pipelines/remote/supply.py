@@ -1,0 +1,235 @@
+"""What a node's workers read from servers comes through here: into the cache, in the order of need, ahead of them.
+
+One worker of the node leads: its threads fetch. The others wait for files, and fetch what they miss themselves; a lock
+an entry sees to it that each is fetched once, whoever is faster.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipelines.dataset import Dataset, file_sha256
+from pipelines.errors import DataError
+from pipelines.index import RECORD, Index
+from pipelines.reader import Reader
+from pipelines.remote.cache import Cache, Entry, Later, NoRoom
+from pipelines.remote.needs import Need
+from pipelines.remote.objects import HINT, Objects
+from pipelines.remote.patience import Patience
+from pipelines.remote.shards import CachedShards, RangedShards
+from pipelines.remote.store import Denied, StoreError, is_url
+from pipelines.remote.transfer import Counter, Fetched, transfer
+from pipelines.shards import OpenFile
+
+LOOK_S = 0.2  # between looks at what is missing, while nothing is
+AHEAD_S = 20.0  # that the leader tries for a shard before it turns to others; who needs it is more patient
+SAY_S = 15.0  # between lines about one thing
+JOIN_S = 1.0  # a thread in the middle of a request is not waited for: it ends with the process
+
+Say = Callable[[str], None]
+
+
+class Plan(Protocol):
+    """When shards are needed."""
+
+    def upcoming(self, step: int) -> list[Need]:
+        """What is not over at `step`, the soonest first."""
+
+
+@dataclass(frozen=True)
+class How:
+    """threads: shards that are fetched at once. wait_s: how long one that cannot be had is tried for."""
+
+    leads: bool = True
+    threads: int = 8
+    wait_s: float = 600.0
+
+
+class Supply:
+    """A streamed dataset on this node, from now until `close`. Its methods may be called from any thread."""
+
+    def __init__(self, dataset: Dataset, cache: Cache, plan: Plan, how: How, say: Say = lambda _: None) -> None:
+        self.dataset, self.cache, self._plan, self._how = dataset, cache, plan, how
+        self._news = News(say)
+        self._counter = Counter(self._news)
+        self._closed = threading.Event()
+        self._objects = Objects(dataset.objects.endpoint, Patience(how.wait_s, sleep=self._sleep))
+        self._step = 0
+        self._entries = {
+            name: [Entry(dataset.locate(shard.name), shard.sha256, shard.bytes) for shard in split.shards]
+            for name, split in dataset.splits.items()
+        }
+        self._turn = threading.Lock()
+        self._underway: set[str] = set()
+        self._failed: dict[str, tuple[float, Exception]] = {}  # sha256 -> when to try again, why
+        self._threads = [threading.Thread(target=self._lead, daemon=True) for _ in range(how.threads * how.leads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def fetched(self) -> Fetched:
+        """What this process fetched so far."""
+        return self._counter.total
+
+    def reader(self, split: str, threads: int) -> Reader:
+        """A reader of a split; closing it closes its files. Raises DataError."""
+        entries = self._entries[split]
+        ranged = RangedShards(self._objects, [entry.where for entry in entries])
+        sizes = [entry.bytes for entry in entries]
+        shards = CachedShards(_Shelf(self, entries), ranged, sizes, threads, self._counter)
+        return Reader(self.dataset, split, threads, records=self._index(split), shards=shards)
+
+    def at(self, step: int) -> None:
+        """Training is at this step: what lies before is not needed any more."""
+        self._step = step
+
+    def cancel(self) -> None:
+        """Ends whatever waits, with an error there."""
+        self._closed.set()
+
+    def close(self) -> None:
+        """Ends the threads; what is under way is dropped. May be called twice."""
+        self.cancel()
+        for thread in self._threads:
+            thread.join(JOIN_S)
+
+    # -- for readers ---------------------------------------------------------------------------------------------
+
+    def open(self, entry: Entry) -> OpenFile | None:
+        """The file of an entry; None while it is not here."""
+        return self.cache.open(entry) if is_url(entry.where) else OpenFile.of(entry.where)
+
+    def bring(self, entry: Entry) -> bool:
+        """Waits until an entry is here; False where the cache has no room. Raises DataError with name and cause."""
+        try:
+            if entry.sha256 in self._failed and self._failed[entry.sha256][0] == FOR_GOOD:
+                raise self._failed[entry.sha256][1]
+            self._fetch(entry, self._how.wait_s)
+        except NoRoom as full:
+            self._news(f"{full}: samples are read one by one, which is slower")
+            return False
+        except StoreError as error:
+            tried = f", tried for {self._how.wait_s:.0f} s (data.wait_seconds)" if error.passes else ""
+            raise DataError(f"shard {error}{tried}{HINT if isinstance(error, Denied) else ''}") from error
+        return True
+
+    def damaged(self, entry: Entry) -> bool:
+        """Whether the file of an entry is not what it should be; then it is gone."""
+        path = self.cache.folder / entry.sha256
+        if not is_url(entry.where) or file_sha256(path) == entry.sha256:
+            return False
+        self._news(f"the copy of {entry.where} in {path} is damaged: it is fetched again")
+        self.cache.remove(entry)
+        return True
+
+    def _index(self, split: str) -> Index:
+        part = self.dataset.splits[split]
+        entry = Entry(self.dataset.locate(part.index), part.index_sha256, part.samples * RECORD.itemsize)
+        if not is_url(entry.where) or not self.bring(entry):
+            return self.dataset.index(split)
+        return self.dataset.parsed(split, (self.cache.folder / entry.sha256).read_bytes())
+
+    def _fetch(self, entry: Entry, wait_s: float) -> None:
+        """Unless it is here, or somebody else brings it meanwhile. Raises NoRoom, StoreError, DataError."""
+        store, name = self._objects.store(entry.where)
+        patience = Patience(wait_s, sleep=self._sleep)
+
+        def fill(file: int) -> str:
+            return transfer(store, name, entry.bytes, file, patience, self._counter)
+
+        try:
+            if self.cache.bring(entry, fill, self._later(entry), self._closed.is_set):
+                self._counter.add(shards=int(not entry.where.endswith(".index")))
+        except OSError as error:
+            raise NoRoom(f"data.cache = {self.cache.folder} cannot be written ({error.strerror})") from error
+
+    def _sleep(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise DataError("the run ends")
+
+    def _later(self, wanted: Entry) -> Later:
+        """How many steps after the wanted entry another one is needed; infinite where this run never does."""
+        needs: dict[str, int] = {}
+        for need in self._plan.upcoming(self._step):
+            needs.setdefault(self._entries[need.split][need.shard].sha256, need.begin)
+        when = max(needs.get(wanted.sha256, self._step), self._step)
+        return lambda sha256: needs[sha256] - when if sha256 in needs else float("inf")
+
+    # -- ahead of them -------------------------------------------------------------------------------------------
+
+    def _lead(self) -> None:
+        """One of the fetching threads."""
+        while not self._closed.is_set():
+            if entry := self._claimed():
+                self._ahead(entry)
+            else:
+                self._closed.wait(LOOK_S)
+
+    def _claimed(self) -> Entry | None:
+        """The next entry that is neither here nor on its way."""
+        with self._turn:
+            here, now = self.cache.present(), time.monotonic()
+            for need in self._plan.upcoming(self._step):
+                entry = self._entries[need.split][need.shard]
+                waits = self._failed.get(entry.sha256, (0.0,))[0] > now or entry.sha256 in self._underway
+                if is_url(entry.where) and entry.sha256 not in here and not waits:
+                    self._underway.add(entry.sha256)
+                    return entry
+        return None
+
+    def _ahead(self, entry: Entry) -> None:
+        """Fetches before anybody needs it. A failure is kept: who needs the shard tries again, or says it."""
+        try:
+            self._fetch(entry, min(AHEAD_S, self._how.wait_s))
+            self._failed.pop(entry.sha256, None)
+            self._tell()
+        except NoRoom as full:
+            self._failed[entry.sha256] = (time.monotonic() + LOOK_S, full)
+        except (StoreError, DataError) as error:
+            passes = isinstance(error, StoreError) and error.passes
+            self._failed[entry.sha256] = (time.monotonic() + LOOK_S if passes else FOR_GOOD, error)
+        finally:
+            with self._turn:
+                self._underway.discard(entry.sha256)
+
+    def _tell(self) -> None:
+        """How far it is."""
+        wanted = {self._entries[n.split][n.shard].sha256 for n in self._plan.upcoming(self._step)}
+        done, total = len(wanted & self.cache.present()), self._counter.total
+        self._news(f"fetched {done:,} of {len(wanted):,} shards, {total.shard_bytes / 1e9:,.2f} GB", "progress")
+
+
+FOR_GOOD = float("inf")
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """The entries of one split, by the numbers of their shards."""
+
+    supply: Supply
+    entries: Sequence[Entry]
+
+    def open(self, shard: int) -> OpenFile | None:
+        return self.supply.open(self.entries[shard])
+
+    def bring(self, shard: int) -> bool:
+        return self.supply.bring(self.entries[shard])
+
+    def damaged(self, shard: int) -> bool:
+        return self.supply.damaged(self.entries[shard])
+
+
+class News:
+    """Says the same thing once in a while."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._said = say, dict[str, float]()
+
+    def __call__(self, text: str, about: str = "") -> None:
+        """about: what the text is about, where its words change."""
+        now = time.monotonic()
+        if now - self._said.get(about or text, -SAY_S) >= SAY_S:
+            self._said[about or text] = now
+            self._say(text)
