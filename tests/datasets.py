@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import zlib
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from pipelines.dataset import Dataset, open_dataset
 from pipelines.index import BLOCK, RECORD
 from pipelines.pack import pack
+from pipelines.reader import Reader
 from pipelines.sources import Item, Source
 from tests.jpegs import jpeg
 
@@ -55,6 +57,15 @@ def overwrite(dataset: Dataset, split: str, sample: int, data: bytes, index_too:
         records["size"][sample], records["crc32"][sample] = len(data), zlib.crc32(data)
         records.tofile(path)
         _seal(dataset.root, split, path)
+
+
+def garble(dataset: Dataset, split: str, sample: int) -> None:
+    """Flips bits in the middle of a sample's scan: it still decodes, to another picture; its checksum tells."""
+    with closing(Reader(dataset, split)) as reader:
+        data = reader.read([sample]).image(0).tobytes()
+    middle = (data.rindex(b"\xff\xda") + len(data)) // 2
+    flipped = bytes(byte ^ 0x15 for byte in data[middle : middle + 9])
+    overwrite(dataset, split, sample, data[:middle] + flipped + data[middle + 9 :], index_too=False)
 
 
 def edit(root: Path, **changes) -> None:

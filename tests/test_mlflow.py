@@ -132,6 +132,33 @@ def test_going_on_with_a_run(tmp_path: Path) -> None:
     assert list(tmp_path.glob("new/mlartifacts/**/figures/a.svg"))
 
 
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes")  # in log_table, with pandas 3
+@pytest.mark.parametrize("place", ["server", "file"])
+def test_a_table_is_read_back_by_mlflow_itself(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Refreshed as a whole, and again by the next submission: no row is doubled."""
+    uri = request.getfixturevalue("real").uri if place == "server" else f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # load_table asks the server of the environment
+    rows = [{"id": i, "key": f"key-{i}", "reason": "it's no 'JPEG', \u00e9"} for i in range(3)]
+    tracker = open_tracker(uri, "tables", "a", params={}, tags={})
+    for count in (1, 2):
+        tracker.table(rows[:count], "bad_images.json")
+    assert tracker.finish("FAILED", 30.0) == 0
+    again = open_tracker(uri, "tables", "a", run_id=tracker.run_id, params={}, tags={})
+    again.table(rows, "bad_images.json")
+    assert again.finish("FINISHED", 30.0) == 0
+    client = server.Server(uri).client
+    experiment = client.get_run(tracker.run_id).info.experiment_id
+    table = client.load_table(experiment, "bad_images.json", run_ids=[tracker.run_id])
+    assert table.to_dict("records") == rows
+    tags = client.get_run(tracker.run_id).data.tags
+    ours = tags["mlflow.loggedArtifacts"]
+    client.log_table(tracker.run_id, rows[0], "bad_images.json")  # MLflow's own way: the same file, the same tag
+    assert client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"] == ours
+    assert len(client.load_table(experiment, "bad_images.json", run_ids=[tracker.run_id])) == 4
+
+
 def test_run_or_experiment_that_is_not_there(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(ConfigError, match=r"run f+ is not at sqlite.*set tracking\.uri to where the run was started"):

@@ -1,6 +1,7 @@
 """Scores of weights: exact, the same as in training, and refused where they would be meaningless."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from orchestrator.state.records import record_of, write_record
 from orchestrator.state.storage import Storage
 from pipelines.dataset import open_dataset
 from pipelines.errors import ConfigError, DataError
+from pipelines.quarantine import CHECKSUM
+from tests.datasets import garble
 
 SHORT = ("--train.epochs", "1", "--model.width", "4")
 
@@ -51,6 +54,24 @@ def test_a_file_scores_as_its_run_does_at_any_batch(trained, tmp_path):
     found = score(tmp_path, "--weights", str(tmp_path / "w.pt"), *net, "--data.eval_batch", "7")
     assert (found["top1"], found["samples"]) == (summary["curve"][-1]["val_top1"], 360)
     assert found["id_digest"] == summary["curve"][-1]["eval_digest"]
+
+
+def test_a_bad_image_is_named_beside_the_score(trained, home, tmp_path, capsys):
+    """Its neighbour is scored in its place; without a limit that allows it there is no score."""
+    config, _ = trained
+    dataset = open_dataset(shutil.copytree(home / "data" / "digits", tmp_path / "garbled"))
+    garble(dataset, "val", 5)
+    flags = ("--run", "a", "--cluster.storage", config.cluster.storage, "--data", str(dataset.root))
+    found = score(tmp_path, *flags, "--data.max_bad", "0.003")
+    [bad] = found["bad_images"]
+    assert (found["samples"], found["bad_samples"]) == (360, 1)
+    assert (bad["split"], bad["id"], bad["reason"], bad["replaced_by"]) == ("val", 5, CHECKSUM, 4)
+    assert (
+        f"  bad image {bad['shard']} {bad['key']} ({CHECKSUM}), replaced by sample 4"
+        in capsys.readouterr().out.split("\n")
+    )
+    with pytest.raises(DataError, match=rf"bad image {bad['key']} in {bad['shard']} .* allows 0 in this split"):
+        score(tmp_path, *flags)
 
 
 def test_weights_for_other_classes_are_refused(trained, tmp_path):

@@ -1,13 +1,26 @@
 """The worker without Ray: same samples at any number of processes, exact evaluation, bit-identical recovery."""
 
+import shutil
+from contextlib import closing
+from io import BytesIO
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from orchestrator import worker
 from orchestrator.context import LocalContext
+from orchestrator.plan import counts_of, make_plan
 from orchestrator.state.checkpoints import Checkpoints
 from orchestrator.state.storage import Storage
+from pipelines.checking import checked
+from pipelines.dataset import open_dataset
 from pipelines.errors import DataError
+from pipelines.quarantine import CHECKSUM
+from pipelines.reader import Reader
+from pipelines.sources import Item
+from tests.datasets import garble
 from tests.gloo_group import GlooGroup, train
 
 SHORT = ("--train.epochs", "2", "--model.width", "4")
@@ -126,9 +139,31 @@ def test_three_processes_recover_bit_for_bit_from_a_sigkill(settings_for, reduce
         assert again[key] == whole[key], key
 
 
-def test_a_shard_that_ends_too_early_is_a_data_error(settings_for, home, tmp_path):
-    import shutil
+def test_an_image_that_decodes_silently_wrong_is_told_once_and_replaced_each_time(settings_for, home, tmp_path):
+    """The decoder takes it, its checksum does not: one record in two epochs; in evaluation too."""
+    dataset = open_dataset(shutil.copytree(home / "data" / "digits", tmp_path / "garbled"))
+    with closing(Reader(dataset, "train")) as reader:
+        whole = reader.read([5]).image(0).tobytes()
+        for split in ("train", "val"):
+            garble(dataset, split, 5)
+        wrong, name = reader.read([5]).image(0).tobytes(), reader.name(5)
+    images = [Item("", 0, lambda data=data: data) for data in (whole, wrong)]
+    assert [image.fault for image in checked(images, threads=1)] == ["", ""]
+    assert (np.asarray(Image.open(BytesIO(whole))) != np.asarray(Image.open(BytesIO(wrong)))).any()
+    config = settings_for("--name", "garbled", *SHORT, "--data.root", str(dataset.root), "--data.max_bad", "0.003")
+    heard = []
+    summary = run(config, hear=heard.extend)
+    bad = [r for r in heard if r["kind"] == "bad"]
+    assert [(r["split"], r["id"], r["reason"]) for r in bad] == [("train", 5, CHECKSUM), ("val", 5, CHECKSUM)]
+    assert (bad[0]["shard"], bad[0]["key"]) == name
+    order = make_plan(config, counts_of(dataset)).order
+    fed = [5 in order.ids(epoch, step, range(4)) for epoch in range(2) for step in range(order.steps_per_epoch)]
+    assert summary["bad_samples"] == sum(fed) > 0
+    with pytest.raises(DataError, match=r"bad image \S+ in train-\d+\.tar \(its bytes do not match"):
+        run(config.replace({"name": "strict", "data.max_bad": 1e-4}))
 
+
+def test_a_shard_that_ends_too_early_is_a_data_error(settings_for, home, tmp_path):
     shutil.copytree(home / "data" / "digits", tmp_path / "torn")
     shard = tmp_path / "torn" / "train-000003.tar"
     shard.write_bytes(shard.read_bytes()[: 40 * 512])
