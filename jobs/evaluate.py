@@ -8,6 +8,7 @@ from jobs import edge
 from orchestrator import settings
 from orchestrator.config import RunConfig
 from pipelines.errors import ConfigError
+from pipelines.remote.store import is_url
 
 if TYPE_CHECKING:
     from orchestrator.scoring import Score
@@ -53,7 +54,7 @@ def _score(run: str | None, weights: str | None, data: str | None, config: RunCo
         state = read_weights(str(weights))
     if data:
         config = settings.resolve(config.replace({"data.root": data}), at)
-    if not Path(config.data.root).exists():
+    if not is_url(config.data.root) and not Path(config.data.root).exists():
         raise ConfigError(f"data.root is {config.data.root}, which does not exist; name a dataset with --data")
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")
     return scoring.score(config, state, device)

@@ -47,6 +47,8 @@ def dry_run(config: RunConfig) -> int:
 
 def report(result: "Result") -> str:
     """The end of a run, for a person."""
+    from orchestrator.progress import fetched_line
+
     bad = Counter(image["split"] for image in result.bad_images)
     rows = {
         "top-1 / top-5": f"{result.top1:.2%} / {result.top5:.2%} of {result.val_samples} validation images"
@@ -54,6 +56,7 @@ def report(result: "Result") -> str:
         "training loss": f"{result.train_loss:.4f} (mean of the last epoch)",
         "weights": f"sha256 {result.weights_sha256}",
         "data read": f"digest {result.data_digest}, {replacements(bad['train'], result.bad_samples)}",
+        **({"fetched": fetched_line(result.fetched)} if result.fetched else {}),
         "restarts": str(result.restarts),
         "speed": f"{result.images_per_second:,.0f} img/s" if result.images_per_second else "nothing was left to do",
         "MLflow": result.mlflow_url or "no server: see tracking.uri",

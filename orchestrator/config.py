@@ -48,7 +48,20 @@ class DataConfig(Section):
         "imagenet", IDENTITY, "folder under $SKIPLANE_HOME/data that is meant when data.root is not set"
     )
     root: str = setting(
-        "", PLACEMENT, "dataset folder (absolute inside a job); its content, not its place, is identity"
+        "",
+        PLACEMENT,
+        "dataset folder (absolute inside a job) or URL (s3://, gs://, az://, http://, https://); its content, not its "
+        "place, is identity",
+    )
+    endpoint: str = setting("", PLACEMENT, "address of an S3-compatible store; default $AWS_ENDPOINT_URL")
+    cache: str = setting(
+        "", PLACEMENT, "folder on each node's own disk for streamed shards; default $SKIPLANE_HOME/cache"
+    )
+    cache_gb: float = setting(0.0, PLACEMENT, "GB that data.cache may hold; 0 = 90 % of what is free there", ge=0)
+    cache_in_memory: bool = setting(False, PLACEMENT, "allow a data.cache that lies in memory (tmpfs)")
+    fetches: int = setting(8, PLACEMENT, "shards that a node fetches at once", ge=1, le=256)
+    wait_seconds: int = setting(
+        600, PLACEMENT, "how long data that cannot be had is tried for before the run fails", ge=1
     )
     lanes: int = setting(8, IDENTITY, "virtual workers: BatchNorm sees one lane; at most this many real workers", ge=1)
     streams: int = setting(1, IDENTITY, "equal parts the training split is cut into; divides data.lanes", ge=1)

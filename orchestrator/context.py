@@ -18,6 +18,7 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    node_ranks: range  # the ranks on this node, its own among them
 
     def send(self, records: list[Record]) -> None:
         """Tells the driver; never blocks."""
@@ -38,6 +39,11 @@ class LocalContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     hear: Callable[[list[Record]], None] = _ignore
     stop: Callable[[], bool] = bool
+
+    @property
+    def node_ranks(self) -> range:
+        """One node has them all."""
+        return range(self.world_size)
 
     def send(self, records: list[Record]) -> None:
         """Hands the records over at once."""

@@ -14,6 +14,7 @@ from pipelines.augment import Augment
 from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError
 from pipelines.order import Order
+from pipelines.remote.store import is_url
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def counts_of(dataset: Dataset) -> Counts:
 
 def plan_counts(config: RunConfig) -> Counts:
     """For `--dry-run`: the dataset's counts; the official ones where a known dataset is not packed yet."""
-    if Path(config.data.root).exists():
-        return counts_of(open_dataset(config.data.root))
+    if is_url(config.data.root) or Path(config.data.root).exists():
+        return counts_of(open_dataset(config.data.root, config.data.endpoint))
     if config.data.name in OFFICIAL:
         return OFFICIAL[config.data.name]
     raise ConfigError(
@@ -126,6 +127,11 @@ def lanes_of(rank: int, world_size: int, lanes: int) -> range:
     each, more = divmod(lanes, world_size)
     first = rank * each + min(rank, more)
     return range(first, first + each + (rank < more))
+
+
+def eval_ids(rank: int, world_size: int, samples: int) -> range:
+    """The contiguous validation samples that a rank scores, so that a node reads its own part of the shards."""
+    return range(rank * samples // world_size, (rank + 1) * samples // world_size)
 
 
 def efficiency(lanes: int, world_size: int) -> float:

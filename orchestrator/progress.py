@@ -1,7 +1,8 @@
 """What the driver does with the records that come from the workers: a line for people, points for the tracker."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
@@ -37,7 +38,9 @@ class Ear:
             "epoch": self._epoch,
             "say": self._text,
             "decode": self._decode,
+            "fetched": self._fetch,
         }
+        self.fetched: Counter[str] = Counter()  # fields of pipelines.remote.transfer.Fetched, over all workers
         if register.images:
             self._say(f"bad images known from before: {len(register.images)}, see {register.place}")
             self._show_bad()
@@ -88,6 +91,9 @@ class Ear:
         self._say(f"training on {record['device']}, JPEGs are decoded on {record['where']} (data.decode = {wanted})")
         self._tracker.tags({"skiplane.decode": record["where"], "skiplane.device": record["device"]})
 
+    def _fetch(self, record: Record) -> None:
+        self.fetched.update({name: count for name, count in record.items() if name != "kind"})
+
     def _text(self, record: Record) -> None:
         self._say(record["text"])
 
@@ -115,6 +121,14 @@ def epoch_line(record: Record, epochs: int) -> str:
     if "val_top1" in record:
         line += f"  val loss {record['val_loss']:.4f}  val top-1 {record['val_top1']:.2%}"
     return line
+
+
+def fetched_line(fetched: Mapping[str, int]) -> str:
+    """What came over the network, for a person."""
+    line = f"{fetched['shards']:,} shards, {fetched['shard_bytes'] / 1e9:,.3f} GB"
+    if fetched["samples"]:
+        line += f"; {fetched['samples']:,} images before their shard, {fetched['sample_bytes'] / 1e6:,.1f} MB"
+    return line + (f"; {fetched['retries']:,} requests made again" if fetched["retries"] else "")
 
 
 def clock(seconds: float) -> str:

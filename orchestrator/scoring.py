@@ -1,12 +1,13 @@
 """Exact evaluation of weights, in one process: each validation image once, the protocol beside the number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from orchestrator.config import RunConfig
+from orchestrator.feed import Feed, scoring_feed, threads_of
 from orchestrator.plan import counts_of
 from orchestrator.state.checkpoints import Checkpoints, weights_sha256
 from orchestrator.state.records import settings_of
@@ -15,9 +16,9 @@ from orchestrator.state.storage import Storage
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.models.resnet import build
 from orchestrator.training.models.weights import load_weights
-from pipelines.batches import EvalBatches
+from pipelines.batches import Batch, EvalBatches
 from pipelines.dali import Where, resolve_decode
-from pipelines.dataset import Dataset, open_dataset
+from pipelines.dataset import open_dataset
 from pipelines.errors import ConfigError, DataError
 from pipelines.quarantine import BadSample, Quarantine, allowed
 from pipelines.reader import Reader
@@ -47,9 +48,14 @@ class Score:
         return asdict(self)
 
 
-def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.device) -> Score:
-    """Scores the net that `config` describes with the weights `state` on the validation split of data.root."""
-    dataset, data = open_dataset(config.data.root), config.data
+def score(
+    config: RunConfig, state: dict[str, torch.Tensor], device: torch.device, say: Callable[[str], None] = print
+) -> Score:
+    """Scores the net that `config` describes with the weights `state` on the validation split of data.root.
+
+    say: hears of what is fetched, where the dataset is streamed.
+    """
+    dataset, data = open_dataset(config.data.root, config.data.endpoint), config.data
     arch = config.model.arch(counts_of(dataset).classes)
     model = build(arch, seed=0)
     _same_classes(model.state_dict(), state, len(dataset.classes))
@@ -57,10 +63,13 @@ def score(config: RunConfig, state: dict[str, torch.Tensor], device: torch.devic
     model.to(device)
     decode = resolve_decode(data.decode, device.type == "cuda")
     bad: list[BadSample] = []
-    with _batches(config, dataset, device, decode, bad.append) as batches:
+    with (
+        scoring_feed(config, dataset, "val", say) as feed,
+        _batches(config, feed.readers["val"], device, decode, bad.append) as batches,
+    ):
         sums = evaluate(
             model,
-            batches,
+            _followed(batches, feed),
             data.mean,
             data.std,
             precision=config.train.precision,
@@ -123,19 +132,25 @@ def _same_classes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], 
         )
 
 
+def _followed(batches: EvalBatches, feed: Feed) -> Iterator[Batch]:
+    """The same batches; the feed hears where they are."""
+    for batch in batches:
+        feed.at(int(batch.ids[0]))
+        yield batch
+
+
 def _batches(
-    config: RunConfig, dataset: Dataset, device: torch.device, decode: Where, tell: Callable[[BadSample], None]
+    config: RunConfig, reader: Reader, device: torch.device, decode: Where, tell: Callable[[BadSample], None]
 ) -> EvalBatches:
-    data, threads = config.data, config.data.threads or config.cluster.cpus_per_worker
-    samples = dataset.splits["val"].samples
+    data, samples = config.data, reader.split.samples
     return EvalBatches(
-        Reader(dataset, "val", threads),
+        reader,
         range(samples),
         resize=data.eval_resize,
         size=data.eval_size,
         batch_size=data.eval_batch,
         device=device,
         decode=decode,
-        threads=threads,
+        threads=threads_of(config),
         quarantine=Quarantine(allowed(data.max_bad, samples), tell),
     )

@@ -8,7 +8,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,8 +109,11 @@ def load(argv: Sequence[str], own: argparse.ArgumentParser, edge: Edge) -> tuple
 def resolve(config: RunConfig, edge: Edge) -> RunConfig:
     """Fills what depends on the surroundings: data.root, cluster.storage, tracking.uri, tracking.experiment."""
     changes = {
-        "data.root": _path("data.root", config.data.root, edge) or str(edge.home / "data" / config.data.name),
-        "cluster.storage": _bucket("cluster.storage", config.cluster.storage)
+        "data.root": _url("data.root", config.data.root, READ)
+        or _path("data.root", config.data.root, edge)
+        or str(edge.home / "data" / config.data.name),
+        "data.cache": _path("data.cache", config.data.cache, edge) or str(edge.home / "cache"),
+        "cluster.storage": _url("cluster.storage", config.cluster.storage, WRITTEN)
         or _path("cluster.storage", config.cluster.storage, edge)
         or str(edge.home / "runs"),
         "model.init": _path("model.init", config.model.init, edge),
@@ -179,14 +182,17 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _bucket(name: str, value: str) -> str:
-    """A URL with its bucket; empty for a local path."""
+WRITTEN = {"s3": "BUCKET", "gs": "BUCKET", "az": "CONTAINER"}
+READ = WRITTEN | {"http": "HOST", "https": "HOST"}
+
+
+def _url(name: str, value: str, schemes: Mapping[str, str]) -> str:
+    """A URL with its bucket or host; empty for a local path."""
     if not re.match(r"[a-z0-9]+:/", value):
         return ""
-    if not re.fullmatch(r"(s3|gs|az)://[^/]+(/.*)?", value):
-        raise ConfigError(
-            f"{name} is '{value}'; use a folder, or s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH"
-        )
+    if not re.fullmatch(rf"({'|'.join(schemes)})://[^/?#]+(/[^?#]*)?", value):
+        shown = ", ".join(f"{scheme}://{host}/PATH" for scheme, host in schemes.items())
+        raise ConfigError(f"{name} is '{value}'; use a folder, or {shown}")
     return value.rstrip("/")
 
 

@@ -20,7 +20,7 @@ from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.context import Record
 from orchestrator.plan import Plan, counts_of, efficiency, make_plan
 from orchestrator.progress import Ear
-from orchestrator.state.checkpoints import Checkpoints
+from orchestrator.state.checkpoints import Checkpoints, step_of
 from orchestrator.state.lease import lease
 from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
 from orchestrator.state.register import Register
@@ -31,6 +31,7 @@ from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ConfigError, SkiplaneError, TrainingError
 from pipelines.quarantine import allowed
+from pipelines.remote.store import is_url
 
 POLL_S = 0.3
 Say = Callable[[str], None]
@@ -84,13 +85,13 @@ def open_checked(config: RunConfig) -> Dataset:
     root = config.data.root
     if config.model.init:
         read_weights(config.model.init)
-    if "://" not in root and not Path(root).exists():
+    if not is_url(root) and not Path(root).exists():
         raise ConfigError(
             f"data.root is {root}, which does not exist; pack a dataset there (python -m jobs.pack --help) "
             f"or name another folder"
         )
-    dataset = open_dataset(root)
-    verify(dataset, config.data.verify)
+    dataset = open_dataset(root, config.data.endpoint)
+    verify(dataset, "size" if dataset.streamed else config.data.verify)  # streamed shards are hashed as they arrive
     return dataset
 
 
@@ -106,6 +107,7 @@ class _Life:
         self.tracker: Tracker = NullTracker()
         self.stop = StopSignal()
         self.still_ours: Callable[[], None] = lambda: None
+        self.fetched: Mapping[str, int] = {}
 
     def live(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Result:
         """Server and cluster looked at, tracker open, attempts, result."""
@@ -149,6 +151,7 @@ class _Life:
         """Fits until a group ends by itself; failures in a row without progress are limited."""
         failures, reached = 0, self._resume_step()
         ear = Ear(self.config, self.plan, self.register, self.tracker, self.say)
+        self.fetched = ear.fetched
         while True:
             mailbox = Mailbox()  # a new one each time: it may be what was lost
             try:
@@ -161,13 +164,13 @@ class _Life:
                 mailbox.close()
 
     def _attempt(self, mailbox: Mailbox, ear: Ear) -> dict[str, Any]:
-        size = find_room(self.config.cluster, self.config.data.root, self.storage, self.say, self._asked)
+        size = find_room(self.config, self.dataset, self.storage, self.say, self._asked)
         found = self.checkpoints.latest()
         self.workers = size.workers
         self._announce(size, found.progress.step if found else 0)
         if self.restarts:
             ear.resumes_at(found.progress.step if found else 0)
-        job = Job(self.config, found.name if found else None)
+        job = Job(self.config, found.name if found else None, self.dataset.digest)
         group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.restarts}")
         asked = False
         while not group.wait(POLL_S):
@@ -211,7 +214,7 @@ class _Life:
 
     def _resume_step(self) -> int:
         names = self.checkpoints.names()
-        return int(names[-1].rsplit("-", 1)[1]) if names else 0
+        return step_of(names[-1]) if names else 0
 
     # -- words ---------------------------------------------------------------------------------------------------
 
@@ -290,6 +293,7 @@ class _Life:
             world_size=self.workers,
             restarts=self.restarts,
             bad_images=self.register.to_list(),
+            fetched=dict(self.fetched),
             parameters=self.plan.parameters,
             multiply_adds=self.plan.multiply_adds,
             mlflow_run_id=self.tracker.run_id,

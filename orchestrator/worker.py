@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Context, Record
-from orchestrator.plan import counts_of, lanes_of, learning_rate, make_plan
-from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, weights_sha256
+from orchestrator.feed import threads_of, training_feed
+from orchestrator.plan import counts_of, eval_ids, lanes_of, learning_rate, make_plan
+from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, step_of, weights_sha256
 from orchestrator.state.storage import Storage
 from orchestrator.tally import Tally, now_ms
 from orchestrator.training import loop
@@ -31,7 +32,6 @@ from pipelines.dali import resolve_decode
 from pipelines.dataset import open_dataset
 from pipelines.errors import DataError, TrainingError
 from pipelines.quarantine import BadSample, Quarantine, allowed
-from pipelines.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Job:
 
     config: RunConfig
     resume: str | None = None  # name of the checkpoint to go on from
+    dataset_digest: str = ""  # of the dataset that was admitted; "" = any
 
 
 def train(job: Job, context: Context) -> dict[str, Any]:
@@ -57,16 +58,20 @@ class Worker:
     def __init__(self, job: Job, context: Context, stack: ExitStack) -> None:
         self.config, self.context = job.config, context
         deterministic(job.config.train.deterministic)
-        self.dataset = open_dataset(job.config.data.root)
+        self.dataset = open_dataset(job.config.data.root, job.config.data.endpoint)
+        if job.dataset_digest not in ("", self.dataset.digest):
+            raise DataError(f"the dataset in {self.dataset.place} is not what it was when the run was submitted")
         self.plan = make_plan(job.config, counts_of(self.dataset))
         self.lanes = lanes_of(context.rank, context.world_size, job.config.data.lanes)
         self.decode = resolve_decode(job.config.data.decode, context.device.type == "cuda")
         self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep)
         self.saver = BackgroundSaver(self.checkpoints)
         stack.callback(self.saver.close)
-        self.reader = {name: Reader(self.dataset, name, self._threads()) for name in ("train", "val")}
-        for reader in self.reader.values():
-            stack.callback(reader.close)
+        self.feed = training_feed(
+            job.config, self.dataset, self.plan, context, step_of(job.resume) if job.resume else 0
+        )
+        stack.callback(self.feed.close)
+        self.reader = self.feed.readers
         self.quarantine = {name: self._quarantine(name) for name in self.reader}
         self.step = self._build_step()
         self.tally = Tally(self._restore(job.resume))
@@ -79,6 +84,7 @@ class Worker:
         steps = self.plan.steps_per_epoch
         for done in self._steps():
             self.tally.add(done)
+            self.feed.at(done.global_step)
             ends_epoch = done.step == steps - 1
             saves = ends_epoch or done.asked or self._checkpoint_due(done.global_step + 1)
             if saves or self.tally.due(self.config.tracking.log_steps):
@@ -94,6 +100,7 @@ class Worker:
     def _steps(self) -> Iterator[loop.StepDone]:
         start, batches = self.tally.step, self._batches()
         self.stack.callback(batches.close)
+        self.stack.callback(self.feed.cancel)  # before that: what waits for data does not hold up the end
         return loop.train(
             self.step,
             batches,
@@ -154,14 +161,14 @@ class Worker:
             stop=self.plan.steps,
             device=self.context.device,
             decode=self.decode,
-            threads=self._threads(),
+            threads=threads_of(self.config),
             prefetch=self.config.data.prefetch,
             quarantine=self.quarantine["train"],
         )
 
     def _eval_batches(self) -> EvalBatches:
         data = self.config.data
-        ids = range(self.context.rank, self.plan.val_samples, self.context.world_size)
+        ids = eval_ids(self.context.rank, self.context.world_size, self.plan.val_samples)
         return EvalBatches(
             self.reader["val"],
             ids,
@@ -170,16 +177,13 @@ class Worker:
             batch_size=data.eval_batch,
             device=self.context.device,
             decode=self.decode,
-            threads=self._threads(),
+            threads=threads_of(self.config),
             quarantine=self.quarantine["val"],
         )
 
     def _quarantine(self, split: str) -> Quarantine:
         limit = allowed(self.config.data.max_bad, self.dataset.splits[split].samples)
         return Quarantine(limit, lambda bad: self.context.send([bad_record(bad, split)]))
-
-    def _threads(self) -> int:
-        return self.config.data.threads or self.config.cluster.cpus_per_worker
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +206,7 @@ class Worker:
             self.saver.save(self.step.state_dict(), progress, self._saved)
 
     def _saved(self, name: str) -> None:
-        self.context.send([{"kind": "checkpoint", "name": name, "step": int(name.rsplit("-", 1)[1])}])
+        self.context.send([{"kind": "checkpoint", "name": name, "step": step_of(name)}])
 
     def _sum(self, values: list[int]) -> list[int]:
         """Integers summed over the ranks, modulo 2**64: the order does not matter."""
@@ -215,10 +219,11 @@ class Worker:
     # -- words ---------------------------------------------------------------------------------------------------
 
     def _report(self, done: loop.StepDone) -> None:
-        """One point of the training curves, from rank 0."""
+        """One point of the training curves, from rank 0; what was fetched, from each."""
         record = self.tally.flush(done, self.plan, self.config.train.global_batch)
-        if self.context.rank == 0:
-            self.context.send([record])
+        records: list[Record] = [record] if self.context.rank == 0 else []
+        if records := records + self.feed.news():
+            self.context.send(records)
 
     def _end_epoch(self, epoch: int) -> None:
         every, last = self.config.train.eval_epochs, epoch + 1 == self.plan.epochs
@@ -248,6 +253,8 @@ class Worker:
 
     def _summary(self, status: str) -> dict[str, Any]:
         self.saver.wait()
+        if news := self.feed.news():
+            self.context.send(news)
         return {
             "status": status,
             "steps": self.tally.step,

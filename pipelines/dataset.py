@@ -4,6 +4,7 @@ The tars may lie elsewhere, in a bucket that somebody else laid out: then they a
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,12 @@ from urllib.parse import unquote, urlsplit
 from pipelines.errors import DataError
 from pipelines.index import RECORD, Index, parse_index
 from pipelines.remote.objects import Objects
-from pipelines.remote.store import is_url, split_url
+from pipelines.remote.store import NotThere, is_url, split_url
 
 FORMAT = 1
 MANIFEST = "dataset.json"
+UNFINISHED = ".packing"  # what packing keeps beside it until it is there
+CUT_SHORT = "is being packed, or packing was cut short; give the jobs.pack command again"
 ASKED_AT_ONCE = 64  # sizes, of a server
 AGAIN = "copy or pack the dataset again"
 
@@ -47,6 +50,11 @@ class Split:
     def samples(self) -> int:
         """Of all shards."""
         return sum(self.counts)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first sample id of each shard, and the number of all samples."""
+        return (0, *itertools.accumulate(self.counts))
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -112,9 +120,9 @@ def open_dataset(place: str | Path, endpoint: str = "") -> Dataset:
     place, objects = str(place), Objects(endpoint)
     path = f"{place.rstrip('/')}/{MANIFEST}"
     if not is_url(place) and not Path(path).is_file():
-        raise DataError(f"{place} {_lack(Path(place))}; pack a dataset there first (python -m jobs.pack --help)")
+        raise DataError(f"{place} {_lack(Path(place))}")
     try:
-        document = json.loads(objects.read(path))
+        document = json.loads(_manifest(place, path, objects))
         version = document["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -161,9 +169,29 @@ def _what(where: str) -> str:
 
 
 def _lack(root: Path) -> str:
-    if not root.is_dir():
-        return "is no folder" if root.exists() else "does not exist"
-    return f"has no {MANIFEST}" if any(root.iterdir()) else "is empty"
+    if (root / UNFINISHED).is_dir():
+        return CUT_SHORT
+    found = "is no folder" if root.exists() else "does not exist"
+    if root.is_dir():
+        found = f"has no {MANIFEST}" if any(root.iterdir()) else "is empty"
+    return f"{found}; pack a dataset there first (python -m jobs.pack --help)"
+
+
+def _manifest(place: str, path: str, objects: Objects) -> bytes:
+    try:
+        return objects.read(path)
+    except DataError as error:
+        if isinstance(error.__cause__, NotThere) and _unfinished(place, objects):
+            raise DataError(f"{place} {CUT_SHORT}") from error
+        raise
+
+
+def _unfinished(place: str, objects: Objects) -> bool:
+    """Whether a bucket holds what jobs.pack leaves there until it is done."""
+    try:
+        return objects.size(f"{place.rstrip('/')}/{UNFINISHED}/plan.json") > 0
+    except DataError:
+        return False
 
 
 def file_sha256(path: Path) -> str:

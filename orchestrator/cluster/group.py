@@ -88,6 +88,8 @@ class RayContext:
         place = ray.train.get_context()
         self.rank, self.world_size = place.get_world_rank(), place.get_world_size()
         self.device = ray.train.torch.get_device()
+        first = self.rank - place.get_local_rank()  # Ray numbers the workers of a node one after the other
+        self.node_ranks = range(first, first + place.get_local_world_size())
         self._actor, self._poll_s = actor, poll_s
         self._reply, self._asked_at, self._stop = None, 0.0, False
 

@@ -6,24 +6,29 @@ from collections.abc import Callable
 from orchestrator.cluster import session
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.preflight import preflight
-from orchestrator.config import ClusterConfig
+from orchestrator.config import ClusterConfig, RunConfig
 from orchestrator.state.storage import Storage
+from pipelines.dataset import Dataset
 from pipelines.errors import ClusterError
 
 
 def find_room(
-    cluster: ClusterConfig, data_root: str, storage: Storage, say: Callable[[str], None], stopped: Callable[[], bool]
+    config: RunConfig, dataset: Dataset, storage: Storage, say: Callable[[str], None], stopped: Callable[[], bool]
 ) -> Size:
     """Looks at the nodes that are alive, waits for busy ones, asks each what it can reach.
+
+    A worker that waits for streamed data must not trip the others' timeout, so theirs is longer by data.wait_seconds.
 
     Raises ClusterError where the cluster is too small, stays busy, or cannot reach data and storage;
     KeyboardInterrupt where `stopped` says so while it waits.
     """
+    cluster = config.cluster
     found, cpus = session.nodes(), cluster.cpus_per_worker
     workers, gpus = find_workers(cluster)
     _wait(workers * cpus, workers * gpus, cluster.wait_seconds, say, stopped)
-    interface = preflight([node for node in found if node.fits(cpus, gpus)], data_root, storage)
-    return Size(workers, cpus, gpus, cluster.timeout_seconds, interface)
+    interface = preflight([node for node in found if node.fits(cpus, gpus)], config, dataset, storage)
+    timeout_s = cluster.timeout_seconds + (config.data.wait_seconds if dataset.streamed else 0)
+    return Size(workers, cpus, gpus, timeout_s, interface)
 
 
 def find_workers(cluster: ClusterConfig) -> tuple[int, int]:

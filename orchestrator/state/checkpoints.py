@@ -136,6 +136,11 @@ class BackgroundSaver:
         return name
 
 
+def step_of(name: str) -> int:
+    """The global step of a checkpoint's name."""
+    return int(name.rsplit("-", 1)[1])
+
+
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """sha256 over the sorted names, shapes and bytes of a state dict, buffers included."""
     digest = hashlib.sha256()

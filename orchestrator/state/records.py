@@ -47,6 +47,7 @@ class Result:
     reason: str | None = None  # why it stopped or failed
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
+    fetched: dict[str, int] = field(default_factory=dict)  # over the network by this submission: transfer.Fetched
     bad_images: list[dict[str, Any]] = field(default_factory=list)  # see register.BadImage
     curve: list[dict[str, float]] = field(default_factory=list)
 

@@ -176,11 +176,15 @@ def _kind(error: Exception) -> type[StoreError]:
     if isinstance(error, exceptions.NotSupportedError) or "non-partial response" in text:
         return NoRanges
     denied = PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    return Denied if isinstance(error, denied) or NO_CREDENTIALS.search(text) else StoreError
+    if isinstance(error, denied) or NO_CREDENTIALS.search(text) or re.search(r"status code: 40[13]", text):
+        return Denied
+    return StoreError
 
 
 # Without credentials in the environment the clients ask the cloud's machine metadata, or give up at once.
-NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google|Account must be specified|status code: 40[13]")
+NO_CREDENTIALS = re.compile(
+    r"169\.254\.169\.254|/latest/(api/token|meta-data/iam)|metadata\.google|Account must be specified"
+)
 # What the server cannot do, or no longer has: 405 and 501, 410, 416 (a range behind the end).
 HOPELESS = re.compile(r"status code: (405|410|416|501)|not yet implemented")
 
@@ -188,7 +192,7 @@ HOPELESS = re.compile(r"status code: (405|410|416|501)|not yet implemented")
 def _cause(error: Exception) -> str:
     """The telling words: a server may answer with a page of HTML, and obstore adds its own debug source."""
     text, _, source = str(error).partition("\n\nDebug source")
-    if re.search(r"169\.254\.169\.254|metadata\.google|Account must be specified", text):
+    if NO_CREDENTIALS.search(text):
         return "no credentials were found in the environment"
     if status := re.search(r"status code: (\d{3} [A-Za-z -]+)", text):
         code = re.search(r"<Code>([A-Za-z]+)</Code>", text)

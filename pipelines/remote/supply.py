@@ -31,6 +31,9 @@ JOIN_S = 1.0  # a thread in the middle of a request is not waited for: it ends w
 Say = Callable[[str], None]
 
 
+def _nothing(_: str) -> None: ...
+
+
 class Plan(Protocol):
     """When shards are needed."""
 
@@ -48,15 +51,17 @@ class How:
 
 
 class Supply:
-    """A streamed dataset on this node, from now until `close`. Its methods may be called from any thread."""
+    """A streamed dataset on this node, from `step` of its plan until `close`. Any thread may call its methods."""
 
-    def __init__(self, dataset: Dataset, cache: Cache, plan: Plan, how: How, say: Say = lambda _: None) -> None:
+    def __init__(
+        self, dataset: Dataset, cache: Cache, plan: Plan, how: How, say: Say = _nothing, step: int = 0
+    ) -> None:
         self.dataset, self.cache, self._plan, self._how = dataset, cache, plan, how
         self._news = News(say)
         self._counter = Counter(self._news)
         self._closed = threading.Event()
         self._objects = Objects(dataset.objects.endpoint, Patience(how.wait_s, sleep=self._sleep))
-        self._step = 0
+        self._step = step
         self._entries = {
             name: [Entry(dataset.locate(shard.name), shard.sha256, shard.bytes) for shard in split.shards]
             for name, split in dataset.splits.items()

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from pipelines.remote.patience import Patience
 from pipelines.remote.store import RANGE, NoRanges, Store, StoreError
@@ -19,6 +19,10 @@ class Fetched:
     samples: int = 0  # read by range, before their shard was there
     sample_bytes: int = 0
     retries: int = 0  # requests that failed and were made again
+
+    def to_dict(self) -> dict[str, int]:
+        """For records and results."""
+        return asdict(self)
 
     def __add__(self, other: "Fetched") -> "Fetched":
         return Fetched(
