@@ -2,13 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
+
+from orchestrator.plan import counts_of, make_plan
+from pipelines.dataset import open_dataset
+from pipelines.quarantine import CHECKSUM
+from pipelines.reader import Reader
+from tests.datasets import garble
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
@@ -136,6 +144,82 @@ def test_two_drivers_of_one_name_and_a_lost_mailbox(command, tmp_path):
     assert "restart 1: the driver's mailbox is gone" in out
     assert result(tmp_path, "twin")["status"] == "finished"
     assert not (tmp_path / "runs" / "twin" / "lease.json").exists()
+
+
+@pytest.fixture
+def digits(home, tmp_path):
+    """A copy of the packed digits, to damage."""
+    return open_dataset(shutil.copytree(home / "data" / "digits", tmp_path / "digits"))
+
+
+def order_of(settings_for, digits):
+    """Which images a quick run on these digits is fed."""
+    return make_plan(settings_for("--data.root", str(digits.root)), counts_of(digits)).order
+
+
+def bad_table(tmp_path, monkeypatch, name):
+    """The rows of the table on a run's page, as MLflow reads them, and the run's tags."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # load_table asks it
+    runs, client = mlflow_runs(tmp_path)
+    info = runs[name].info
+    table = client.load_table(info.experiment_id, "bad_images.json", run_ids=[info.run_id])
+    return table.to_dict("records"), runs[name].data.tags
+
+
+def test_images_that_decode_silently_wrong_are_named_wherever_one_looks(
+    command, digits, settings_for, tmp_path, monkeypatch
+):
+    """Past the limit the run fails; the same name goes on with a higher one, and knows the image from before."""
+    order = order_of(settings_for, digits)
+    sample = int(order.ids(0, 0, [0])[0, 3])
+    garble(digits, "train", sample)
+    garble(digits, "val", 7)
+    flags = ("--name", "hurt", "--data.root", str(digits.root), "--cluster.workers", "2")
+    with closing(Reader(digits, "train")) as train, closing(Reader(digits, "val")) as val:
+        names = {"train": train.name(sample), "val": val.name(7)}
+    line = {split: f"{shard} {key} ({CHECKSUM}), replaced by sample" for split, (shard, key) in names.items()}
+
+    code, out, err = finish(command(*flags))
+    shard, key = names["train"]
+    sentence = (
+        f"bad images in train: 1, data.max_bad allows 0; the last: {key} in {shard} ({CHECKSUM}); repair the data"
+    )
+    assert (code, f"error: {sentence}" in err) == (3, True), err[-3000:]
+    failed = result(tmp_path, "hurt")
+    assert (failed["status"], failed["reason"].startswith(sentence)) == ("failed", True)
+    assert [(i["split"], i["id"]) for i in failed["bad_images"]] == [("train", sample)]
+    assert bad_table(tmp_path, monkeypatch, "hurt")[0] == failed["bad_images"]
+
+    code, out, err = finish(command(*flags, "--data.max_bad", "0.003"))
+    assert code == 0, err[-3000:]
+    assert f"bad images known from before: 1, see {tmp_path}/runs/hurt/bad_images.json" in out
+    assert f"bad image in train: {line['train']}" not in out  # said by the submission before
+    assert out.count(f"bad image in val: {line['val']} 6") == 1  # in three epochs
+    whole = result(tmp_path, "hurt")
+    assert [(i["split"], i["id"], i["shard"], i["key"], i["reason"]) for i in whole["bad_images"]] == [
+        ("train", sample, *names["train"], CHECKSUM),
+        ("val", 7, *names["val"], CHECKSUM),
+    ]
+    steps = range(order.steps_per_epoch)
+    times = sum(sample in order.ids(epoch, step, range(4)) for epoch in range(3) for step in steps)
+    assert whole["bad_samples"] == times > 1
+    assert f"1 bad image, replaced {times} times" in out
+    assert "of 360 validation images, 1 of them bad and replaced" in out
+    rows, tags = bad_table(tmp_path, monkeypatch, "hurt")
+    assert (rows, tags["skiplane.bad_images"]) == (whole["bad_images"], "2")
+
+
+def test_two_workers_each_below_the_limit_fail_together(command, digits, settings_for, tmp_path):
+    """Each worker reads a stream of its own, with one bad image in it; one is allowed, in the whole run."""
+    order = order_of(settings_for, digits)
+    samples = [int(order.ids(0, 0, [lane])[0, 3]) for lane in (0, 2)]
+    for sample in samples:
+        garble(digits, "train", sample)
+    flags = ("--data.root", str(digits.root), "--cluster.workers", "2", "--data.max_bad", str(1 / 1437))
+    code, out, err = finish(command("--name", "both", *flags))
+    assert (code, "error: bad images in train: 2, data.max_bad allows 1; the last: " in err) == (3, True), err[-3000:]
+    assert out.count("bad image in train: ") == 2
+    assert sorted(i["id"] for i in result(tmp_path, "both")["bad_images"]) == sorted(samples)
 
 
 REFUSED = [
