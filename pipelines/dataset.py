@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pipelines.errors import DataError
 from pipelines.index import RECORD, Index, parse_index
@@ -82,7 +82,9 @@ class Dataset:
         """The path or URL of a shard or an index."""
         if name.startswith("file://"):
             return unquote(urlsplit(name).path)
-        return name if is_url(name) else f"{self.place.rstrip('/')}/{name}"
+        if is_url(name):
+            return name
+        return f"{self.place.rstrip('/')}/{quote(name) if self.place.startswith('http') else name}"
 
     def locations(self) -> Iterator[str]:
         """Of all indexes and shards."""
@@ -238,7 +240,7 @@ def _allowed(name: str, place: str) -> bool:
 
 
 def _plain(name: str) -> bool:
-    return PurePosixPath(name).name == name and name != ".."
+    return PurePosixPath(name).name == name and name not in ("", "..")
 
 
 def digest_of(classes: tuple[str, ...], splits: Mapping[str, Split], made: Mapping[str, Any]) -> str:

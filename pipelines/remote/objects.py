@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pipelines.errors import DataError
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import RANGE, Denied, NoRanges, Store, StoreError, is_url, split_url
+from pipelines.remote.store import RANGE, REQUEST_S, Denied, NoRanges, Store, StoreError, is_url, split_url
 
 T = TypeVar("T")
 ASKING_S = 30.0  # for what a person waits for; shards in training have a patience of their own
@@ -16,20 +16,23 @@ HINT = "; the environment of this process needs credentials that may read it (AW
 
 
 class Objects:
-    """Reads from paths and URLs; any thread may. endpoint: of an S3-compatible store.
+    """Reads from paths and URLs; any thread may. endpoint: of an S3-compatible store. request_s: for one answer.
 
     Methods raise DataError, with the place and the cause.
     """
 
-    def __init__(self, endpoint: str = "", patience: Patience | None = None) -> None:
-        self.endpoint, self._patience = endpoint, patience or Patience(ASKING_S)
+    def __init__(self, endpoint: str = "", patience: Patience | None = None, request_s: float = REQUEST_S) -> None:
+        self.endpoint, self._patience, self._request_s = endpoint, patience or Patience(ASKING_S), request_s
         self._stores: dict[str, Store] = {}
 
     def store(self, url: str) -> tuple[Store, str]:
         """The client for a URL, and the object's name there."""
-        root, name = split_url(url)
+        try:
+            root, name = split_url(url)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         if root not in self._stores:
-            self._stores[root] = Store(root, self.endpoint)
+            self._stores[root] = Store(root, self.endpoint, self._request_s)
         return self._stores[root], name
 
     def size(self, where: str) -> int:
