@@ -2,10 +2,24 @@
 
 import sys
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jobs import edge
 
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
 SECONDS = 5  # between lines
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """One thing that is counted, and where it stood when it was first heard of: the rate is of what came since."""
+
+    task: "TaskID"
+    began: float
+    done: int
 
 
 class Bar:
@@ -18,12 +32,11 @@ class Bar:
             TextColumn("{task.description:<6}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, disable=not sys.stdout.isatty())
-        self._tasks: dict[str, int] = {}
-        self._began: dict[str, float] = {}
+        self._counted: dict[str, _Counted] = {}
         self._said = time.monotonic()
 
     def __enter__(self) -> "Bar":
@@ -43,12 +56,13 @@ class Bar:
 
     def _show(self, what: str, done: int, total: int, unit: int, units: str) -> None:
         now = time.monotonic()
-        if what not in self._tasks:
-            self._began[what] = now
-            self._tasks[what] = self._progress.add_task(what, total=total, rate="")
-        rate = done / max(now - self._began[what], 1e-9)
-        shown = f"{done // unit:,} of {total // unit:,} {units}"
-        self._progress.update(self._tasks[what], completed=done, rate=shown)  # type: ignore[arg-type]
-        if self._progress.disable and now - self._said > SECONDS and now > self._began[what]:
+        if what not in self._counted:
+            self._counted[what] = _Counted(self._progress.add_task(what, total=total, shown=""), now, done)
+        first = self._counted[what]
+        rate = (done - first.done) / max(now - first.began, 1e-9)
+        amount = f"{done // unit:,} of {total // unit:,} {units}"
+        shown = f"{amount}, {rate / unit:,.0f} a second"
+        self._progress.update(first.task, completed=done, shown=shown)
+        if self._progress.disable and now - self._said > SECONDS and done > first.done:
             self._said = now
-            edge.say(f"{what} {shown}, {rate / unit:,.0f} a second, {(total - done) / rate:.0f} s left")
+            edge.say(f"{what} {shown}, {(total - done) / rate:.0f} s left")

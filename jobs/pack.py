@@ -3,15 +3,24 @@
 import argparse
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs import edge
+from jobs import edge, pack_flags
 from jobs.bar import Bar
-from orchestrator.settings import Parser
+from orchestrator.cluster.environment import prepare
+from orchestrator.settings import Edge
 from pipelines.dataset import Dataset, open_dataset, verify
-from pipelines.pack import LeftOut, left_out_of, pack, packed_alike
+from pipelines.errors import ConfigError
+from pipelines.pack import LeftOut, fulfil, left_out_of, packed_alike
+from pipelines.packing.packing import Packing, made_of
+from pipelines.packing.processes import Processes
+from pipelines.packing.run import Here, Run
+from pipelines.packing.target import Target
+from pipelines.packing.unfinished import Job
+from pipelines.remote.store import is_url
 from pipelines.sources import Source, digits
 from pipelines.sources.folder import folder
 from pipelines.sources.ilsvrc import ilsvrc
@@ -21,33 +30,35 @@ MOST_SHOWN = 20
 
 
 def main(argv: list[str]) -> int:
-    """Exit codes: 0 done, 2 setting, 3 data."""
-    args = _parser().parse_args(argv)
+    """Exit codes: 0 done, 2 setting, 3 data, 4 a cluster, server or process that failed."""
+    args = pack_flags.parser(_pack, _verify, _info).parse_args(argv)
     act: Callable[[argparse.Namespace], int] = args.act
     return act(args)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    out = args.out.expanduser().absolute()
-    cut = {"seed": args.seed, "shard_samples": args.shard_samples, "bad": args.bad}
+    target = Target(_place(args.out), args.endpoint)
     with Bar() as bar:
-        made_of, source_of = _source(args, bar)
-        if found := packed_alike(made_of, out, **cut):
-            edge.say(f"{out} is packed already: digest {found.digest[:16]}")
+        made, job_of = _job(args, bar)
+        if found := packed_alike(made, target.place, bad=args.bad, endpoint=args.endpoint):
+            edge.say(f"{target.place} is packed already: digest {found.digest[:16]}")
             return 0
-        began = time.monotonic()
-        made = pack(source_of(), out, progress=bar.show, threads=_threads(), **cut)
-    _say_left_out(left_out_of(made))
-    edge.say(f"packed {out} in {time.monotonic() - began:.0f} s: {_contents(made)}")
+        job, began = job_of(), time.monotonic()
+        with _run(args, job, target) as run, _told_if_stopped(target):
+            packed = fulfil(job, target, bar.show, bad=args.bad, run=run, going_on=_say_going_on)
+    _say_left_out(left_out_of(packed))
+    edge.say(f"packed {target.place} in {time.monotonic() - began:.0f} s: {_contents(packed)}")
     return 0
 
 
-def _source(args: argparse.Namespace, bar: Bar) -> tuple[Mapping[str, Any], Callable[[], Source]]:
-    """How the dataset is made, and the images; digits are made only when they are needed."""
+def _job(args: argparse.Namespace, bar: Bar) -> tuple[Mapping[str, Any], Callable[[], Job]]:
+    """How the dataset is made, and what makes it; digits are made only when they are needed."""
+    cut = args.seed, args.shard_samples, pack_flags.resize(args)
     if args.source == "digits":
-        return digits.made(args.size, args.seed), lambda: digits.digits(args.size, args.seed)
-    source = _listed(args, bar)
-    return source.made, lambda: source
+        made = digits.made(args.size, args.seed)
+        return made_of(made, *cut), lambda: Packing(digits.digits(args.size, args.seed), *cut)
+    job = Packing(_listed(args, bar), *cut)
+    return job.made, lambda: job
 
 
 def _listed(args: argparse.Namespace, bar: Bar) -> Source:
@@ -60,10 +71,49 @@ def _listed(args: argparse.Namespace, bar: Bar) -> Source:
     return source
 
 
+@contextmanager
+def _run(args: argparse.Namespace, job: Job, target: Target) -> Iterator[Run]:
+    """Who packs: this process where there is little to do, else Ray where RAY_ADDRESS names one, else processes."""
+    cores = len(os.sched_getaffinity(0))
+    if args.workers == 1 or (not args.workers and (job.few or cores == 1)):
+        yield Here(cores)
+    elif not os.environ.get("RAY_ADDRESS"):
+        count = min(args.workers or cores, sum(job.shards.values()))
+        edge.say(f"packing with {count} processes")
+        yield Processes(count)
+    else:
+        prepare(Edge.of_environment().home)
+        from orchestrator.cluster import session, tasks  # ray takes seconds to import
+
+        _check_absolute(args.out)
+        with session.session(0):
+            edge.say(f"packing with Ray tasks on {len(session.nodes())} nodes")
+            yield tasks.RayTasks(args.workers or tasks.cpus(), job.paths, target.folder)
+
+
+def _check_absolute(out: str) -> None:
+    if not is_url(out) and not Path(out).expanduser().is_absolute():
+        raise ConfigError(f"--out is {out}; on a cluster an absolute folder that every node sees is needed, or a URL")
+
+
+@contextmanager
+def _told_if_stopped(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if target.begun:
+            edge.say(f"what is done of {target.place} is kept: the same command goes on")
+        raise
+
+
+def _say_going_on(done: int, total: int) -> None:
+    edge.say(f"going on: {done:,} of {total:,} shards are done")
+
+
 def _verify(args: argparse.Namespace) -> int:
     from pipelines.checking import check_images
 
-    dataset = open_dataset(args.dataset.expanduser().absolute())
+    dataset = open_dataset(_place(args.dataset), args.endpoint)
     total = sum(shard.bytes for split in dataset.splits.values() for shard in split.shards)
     done = 0
 
@@ -76,21 +126,25 @@ def _verify(args: argparse.Namespace) -> int:
 
         verify(dataset, "sha256", hashed)
         if args.decode:
-            check_images(dataset, bar.show, _threads())
+            check_images(dataset, bar.show, len(os.sched_getaffinity(0)))
     each = "every shard matches its checksum" + (", every image its own, and decodes" if args.decode else "")
-    edge.say(f"{dataset.root} is whole: {each}: {_contents(dataset)}")
+    edge.say(f"{dataset.place} is whole: {each}: {_contents(dataset)}")
     return 0
 
 
 def _info(args: argparse.Namespace) -> int:
     from pipelines.survey import describe, sheet
 
-    dataset = open_dataset(args.dataset.expanduser().absolute())
+    dataset = open_dataset(_place(args.dataset), args.endpoint)
     edge.say(describe(dataset))
     if args.sheet:
         sheet(dataset, args.sheet)
         edge.say(f"samples     {args.sheet}")
     return 0
+
+
+def _place(given: str) -> str:
+    return given if is_url(given) else str(Path(given).expanduser().absolute())
 
 
 def _contents(dataset: Dataset) -> str:
@@ -106,64 +160,6 @@ def _say_left_out(left_out: Sequence[LeftOut]) -> None:
         edge.say(f"  {one['split']}  {one['name']}: {one['reason']}")
     if len(left_out) > MOST_SHOWN:
         edge.say(f"  ... and {len(left_out) - MOST_SHOWN} more")
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m jobs.pack", description="Packs images into a dataset.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="source", required=True, metavar="COMMAND", parser_class=Parser)
-    _add_sources(commands)
-    _add_readers(commands)
-    return parser
-
-
-def _add_sources(commands: "argparse._SubParsersAction[Parser]") -> None:
-    drawn = commands.add_parser("digits", help="scikit-learn's handwritten digits as JPEGs")
-    drawn.add_argument("--size", type=_whole(1, 65535), default=16, help="side of an image, px")
-    folders = commands.add_parser("folder", help="class folders, as torchvision's ImageFolder reads them")
-    folders.add_argument("--train", type=Path, required=True, help="training images: one folder a class")
-    folders.add_argument("--val", type=Path, required=True, help="validation images, the same classes")
-    zips = commands.add_parser("zip", help="class folders in a zip")
-    zips.add_argument("file", type=Path, metavar="FILE.zip")
-    zips.add_argument("--train", default="", metavar="PREFIX", help="training images' folder; default: named train")
-    zips.add_argument("--val", default="", metavar="PREFIX", help="validation images'; default: named val or test")
-    tars = commands.add_parser("ilsvrc", help="the official ImageNet tars, as they are")
-    tars.add_argument("--train", type=Path, required=True, metavar="ILSVRC2012_img_train.tar")
-    tars.add_argument("--val", type=Path, required=True, metavar="ILSVRC2012_img_val.tar")
-    tars.add_argument("--devkit", type=Path, required=True, metavar="ILSVRC2012_devkit_t12.tar.gz")
-    tars.add_argument("--expect", choices=["official", "any"], default="official", help="how many images and classes")
-    for each in (drawn, folders, zips, tars):
-        each.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-        each.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the shuffle (and the digits' split)")
-        each.add_argument("--shard-samples", type=_whole(1, 2**31 - 1), metavar="N", help="images a shard")
-        each.add_argument("--bad", choices=["refuse", "skip"], default="refuse", help="images that do not decode")
-        each.set_defaults(act=_pack, shard_samples=1250)  # 140 MB of ImageNet
-    drawn.set_defaults(shard_samples=180)  # eight shards, so that streams and windows exist
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    """Reads whole numbers in a range."""
-
-    def parse(text: str) -> int:
-        if text.isascii() and text.isdigit() and least <= int(text) <= most:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"it is '{text}'; a whole number in {least} .. {most} is needed")
-
-    return parse
-
-
-def _add_readers(commands: "argparse._SubParsersAction[Parser]") -> None:
-    checks = commands.add_parser("verify", help="checks a dataset's shards by hash")
-    checks.set_defaults(act=_verify)
-    checks.add_argument("--decode", action="store_true", help="also decode every image")
-    info = commands.add_parser("info", help="tells a dataset's classes, counts, bytes and sizes")
-    info.set_defaults(act=_info)
-    info.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw samples")
-    for each in (checks, info):
-        each.add_argument("dataset", type=Path, metavar="DATASET", help="its folder")
 
 
 if __name__ == "__main__":

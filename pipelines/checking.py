@@ -7,9 +7,10 @@ import io
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.augment import Geometry
@@ -22,6 +23,7 @@ from pipelines.sources import BadImage, Item, Progress
 
 MOST, MOST_PIXELS = 32, 1 << 26  # images and pixels that are decoded at once: 200 MB
 LONGEST = 65535  # px; a record keeps 16 bits a side
+Pixels = NDArray[np.uint8]  # [height, width, 3] RGB
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,18 @@ class Checked:
     height: int = 0  # as stored, px
     width: int = 0
     fault: str = ""
+    pixels: Pixels | None = field(default=None, compare=False, repr=False)  # as in training; where they were asked for
 
 
-def checked(items: Iterable[Item], threads: int) -> Generator[Checked, None, None]:
-    """Every item, in order, a few at a time. Raises DataError for one that cannot be read.
+def checked(items: Iterable[Item], threads: int, pixels: bool = False) -> Generator[Checked, None, None]:
+    """Every item, in order, a few at a time; with their pixels if asked. Raises DataError for one that cannot be read.
 
     Closing it ends the decoder's threads.
     """
     with closing(Decoder(1, "cpu", None, threads, MOST)) as decoder:
         for group in _groups(map(_look, items)):
-            yield from _decoded(decoder, group)
+            for image in _decoded(decoder, group):
+                yield image if pixels else replace(image, pixels=None)
 
 
 def check_images(dataset: Dataset, progress: Progress, threads: int) -> None:
@@ -116,26 +120,32 @@ def _groups(images: Iterable[Checked]) -> Iterator[list[Checked]]:
 
 def _decoded(decoder: Decoder, group: Sequence[Checked]) -> Iterator[Checked]:
     """All at once; where that is refused, each alone, because DALI does not say reliably which one was bad."""
-    if not _refusal(decoder, [image for image in group if not image.fault]):
-        yield from group
+    try:
+        whole = iter(_pixels(decoder, [image for image in group if not image.fault]))
+    except Refused:
+        yield from (_alone(decoder, image) for image in group)
         return
     for image in group:
-        refusal = "" if image.fault else _refusal(decoder, [image])
-        yield replace(image, fault=_why(image, refusal)) if refusal else image
+        yield image if image.fault else replace(image, pixels=next(whole))
 
 
-def _refusal(decoder: Decoder, images: Sequence[Checked]) -> str:
-    """What DALI says against a batch; empty where it decodes."""
+def _alone(decoder: Decoder, image: Checked) -> Checked:
+    if image.fault:
+        return image
+    try:
+        return replace(image, pixels=_pixels(decoder, [image])[0])
+    except Refused as refused:
+        return replace(image, fault=_why(image, str(refused)))
+
+
+def _pixels(decoder: Decoder, images: Sequence[Checked]) -> list[Pixels]:
+    """[height, width, 3] of each. Raises Refused where one does not decode."""
     if not images:
-        return ""
+        return []
     sizes = np.array([(image.height, image.width) for image in images], np.int32)
     none = np.zeros_like(sizes)
     whole = Geometry(np.concatenate([none, sizes], axis=1), sizes, none, none[:, 0].copy())
-    try:
-        decoder.decode(_batch([image.data for image in images], sizes), whole)
-    except Refused as refused:
-        return str(refused)
-    return ""
+    return [window.numpy() for window in decoder.windows(_batch([image.data for image in images], sizes), whole)]
 
 
 def _why(image: Checked, refusal: str) -> str:

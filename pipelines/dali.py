@@ -68,16 +68,24 @@ class Decoder:
 
     def decode(self, batch: EncodedBatch, geometry: Geometry) -> torch.Tensor:
         """uint8 [n, size, size, 3], n = len(batch). Raises Refused; the next batch is right again."""
+        if self._resampler:
+            return self._resampler(self.windows(batch, geometry), geometry)
+        images: torch.Tensor = from_dlpack(self._run(batch, geometry).as_tensor())
+        return images
+
+    def windows(self, batch: EncodedBatch, geometry: Geometry) -> list[torch.Tensor]:
+        """On a CPU: uint8 [height, width, 3] of each window as it lies in its image, before resampling. See decode."""
+        output = self._run(batch, geometry)
+        return [from_dlpack(output[i]) for i in range(len(batch))]
+
+    def _run(self, batch: EncodedBatch, geometry: Geometry) -> Any:
         self._feed(batch, geometry)
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
             self._pipe = self._build()  # a failed pipeline may be invalid, says DALI; a new one takes some milliseconds
             raise Refused(_reason(error)) from error
-        if self._resampler is None:
-            images: torch.Tensor = from_dlpack(output.as_tensor())
-            return images
-        return self._resampler([from_dlpack(output[i]) for i in range(len(batch))], geometry)
+        return output
 
     def close(self) -> None:
         """Ends the threads."""

@@ -1,88 +1,99 @@
 """Packing: images -> shuffled WebDataset tars, an index a split, and dataset.json, which makes it a dataset.
 
-Written beside the target in a hidden folder and renamed at the end: a packer that is killed leaves nothing that looks
-like a dataset, and the next one clears away what it left. Images stream through: a few dozen are in memory at once,
-whatever the size of the set.
+Each shard is a task of its own, so that packing is parallel, stops anywhere and goes on, and the bytes are the same
+whoever makes them: the order is shuffled once and cut (packing/packing.py), what is done is written down beside the
+shards (packing/unfinished.py, packing/target.py), and dataset.json comes last. Or tars of somebody else are adopted:
+their index is made (packing/adopting.py).
 """
 
-import fcntl
-import io
-import itertools
+import hashlib
 import json
-import os
-import re
-import shutil
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
-from pipelines.dataset import MANIFEST, Dataset, Shard, Split, file_sha256, manifest, open_dataset, verify
-from pipelines.errors import ConfigError, DataError
-from pipelines.index import BLOCK, RECORD, Index, write_index
-from pipelines.sources import Item, Items, Progress, Source
+from pipelines.dataset import MANIFEST, Dataset, Split, manifest, open_dataset, verify
+from pipelines.errors import DataError, SkiplaneError
+from pipelines.packing.done import Done
+from pipelines.packing.packing import Packing
+from pipelines.packing.resize import Resize
+from pipelines.packing.run import Here, Run
+from pipelines.packing.target import Target
+from pipelines.packing.unfinished import Bad, Job, Unfinished
+from pipelines.sources import Progress, Source
 
-if TYPE_CHECKING:
-    from pipelines.checking import Checked
-
-Bad = Literal["refuse", "skip"]  # what happens to images that cannot be decoded
 LeftOut = dict[str, str]  # split, name, reason
+GoingOn = Callable[[int, int], None]  # shards that were done before, in all
+HERE = Here(threads=2)
+MEASURED = ("left_out", "order_chi2")  # what `made` says of the result, rather than of how it was asked for
 
 
 def pack(
     source: Source,
-    out: Path,
+    out: Path | str,
     *,
     seed: int,
     shard_samples: int,
     progress: Progress,
     bad: Bad = "refuse",
-    threads: int = 2,
+    resize: Resize | None = None,
+    endpoint: str = "",
+    run: Run = HERE,
+    going_on: GoingOn = lambda *_: None,
 ) -> Dataset:
-    """Packs `source` into the folder `out`, which must not exist or hold nothing. threads: that decode.
+    """Packs `source` into the folder or URL `out`, which must not exist or hold nothing but the beginning of this.
 
-    Images that cannot be decoded are listed under `left_out` of what `made` says, or refused. `progress` hears of each
-    image that is done with. Raises ConfigError where `out` is in use or cannot be written, DataError where an image
-    cannot be read or is refused; then nothing is left behind.
+    Images that cannot be decoded are listed under `left_out` of what `made` says, or refused. `progress` hears of the
+    images that are done with; `going_on`, where an earlier packer was stopped, of shards. For errors see `fulfil`.
     """
-    from pipelines.checking import checked  # imports torch: not for those who only ask whether it is packed
+    job = Packing(source, seed, shard_samples, resize)
+    return fulfil(job, Target(str(out), endpoint), progress, bad=bad, run=run, going_on=going_on)
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "a dataset that was made in another way" if (out / MANIFEST).exists() else "something else"
-        raise ConfigError(f"--out {out} holds {what}; name a new folder, or remove it")
-    left_out: list[LeftOut] = []
-    splits = {}
-    try:
-        with _partial(out) as partial:
-            for name, items in source.splits.items():
-                with closing(checked(_shuffled(items, seed), threads)) as images:
-                    good = _good(images, name, len(items), bad, left_out, progress)
-                    splits[name] = _split(partial, name, good, shard_samples)
-            document = manifest(source.classes, splits, _made(source.made, seed, shard_samples, left_out))
-            (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-    except OSError as error:  # what is read has errors of its own by now
-        raise ConfigError(
-            f"--out {out} cannot be written: {error.strerror}; make room, or name another folder"
-        ) from error
-    return open_dataset(out)
+
+def fulfil(
+    job: Job,
+    target: Target,
+    progress: Progress,
+    *,
+    bad: Bad = "refuse",
+    run: Run = HERE,
+    going_on: GoingOn = lambda *_: None,
+) -> Dataset:
+    """Does a job, or what is left of it.
+
+    Raises ConfigError where the target is in use or cannot be written, DataError where an image cannot be read or is
+    refused, ClusterError where a server or a process fails. What is done by then is kept, and gone on from; where that
+    is nothing, nothing is left behind.
+    """
+    with target.locked():
+        unfinished = Unfinished(job, target)
+        if unfinished.done:
+            going_on(len(unfinished.done), unfinished.total)
+        try:
+            unfinished.finish(bad, run, progress)
+            _conclude(job, unfinished, target)
+        except BaseException as error:
+            if not unfinished.done:
+                unfinished.discard()
+            elif isinstance(error, SkiplaneError):
+                raise type(error)(f"{error}; {unfinished.kept}") from error
+            raise
+        target.forget()
+    return open_dataset(target.place, target.endpoint)
 
 
 def packed_alike(
-    made: Mapping[str, Any], out: Path, *, seed: int, shard_samples: int, bad: Bad = "refuse"
+    made: Mapping[str, Any], out: Path | str, *, bad: Bad = "refuse", endpoint: str = ""
 ) -> Dataset | None:
     """The dataset in `out`, if it was made in this way. Raises DataError where it was, and is no longer whole."""
-    if not (out / MANIFEST).is_file():
+    target = Target(str(out), endpoint)
+    if target.size(MANIFEST) is None or target.begun:
         return None
-    found = open_dataset(out)
-    left_out = left_out_of(found)
-    if found.made != _made(made, seed, shard_samples, left_out) or (left_out and bad == "refuse"):
+    found = open_dataset(target.place, endpoint)
+    how = {key: value for key, value in found.made.items() if key not in MEASURED}
+    if how != json.loads(json.dumps(made)) or (left_out_of(found) and bad == "refuse"):
         return None
     verify(found, "size")
     return found
@@ -93,115 +104,34 @@ def left_out_of(dataset: Dataset) -> list[LeftOut]:
     return list(dataset.made.get("left_out", ()))
 
 
-def _made(source: Mapping[str, Any], seed: int, shard_samples: int, left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    made = {**source, "shuffle_seed": seed, "shard_samples": shard_samples}
-    names = sorted(left_out, key=lambda one: (one["split"], one["name"]))
-    return {**made, "left_out": names} if names else made
+def _conclude(job: Job, unfinished: Unfinished, target: Target) -> None:
+    """Indexes, then dataset.json."""
+    contents = job.contents({split: unfinished.shards(split) for split in job.shards})
+    splits = {name: _split(target, name, shards) for name, shards in contents.shards.items()}
+    made = {**job.made, **contents.measured}
+    if left_out := _left_out(contents.shards):
+        made["left_out"] = left_out
+    document = manifest(contents.classes, splits, made)
+    target.write(MANIFEST, (json.dumps(document, indent=1) + "\n").encode())
 
 
-@contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` for this process alone; gone afterwards unless it was renamed."""
-    partial = out.parent / f".{out.name}.packing"
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when a packer is killed
-        except BlockingIOError:
-            raise ConfigError(f"--out {out} is being packed by another process; wait for it, or name another") from None
-        for left in partial.iterdir():
-            left.unlink()
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def _shuffled(items: Items, seed: int) -> Iterator[Item]:
-    order = np.random.Philox(key=[seed, len(items)]).random_raw(len(items)).argsort(kind="stable")
-    return (items[int(i)] for i in order)
-
-
-def _good(
-    images: Iterable["Checked"], split: str, total: int, bad: Bad, left_out: list[LeftOut], progress: Progress
-) -> Iterator["Checked"]:
-    """Those that decode; the others are added to `left_out`, or the first one is refused with DataError."""
-    for done, image in enumerate(images, 1):
-        if not image.fault:
-            yield image
-        elif bad == "skip":
-            left_out.append({"split": split, "name": image.item.name, "reason": image.fault})
-        else:
-            raise DataError(
-                f"{image.item.name} in {split} is not an image that can be decoded ({image.fault}); remove or repair "
-                "it, or leave such images out with --bad skip"
-            )
-        progress(split, done, total)  # whoever asks for the next one has written this one
-
-
-def _split(folder: Path, name: str, images: Iterator["Checked"], shard_samples: int) -> Split:
-    """Cuts into shards, writes them and their index."""
-    shards: list[Shard] = []
-    records: list[Index] = []
-    written = 0
-    while part := _shard(folder / f"{name}-{len(shards):06d}.tar", len(shards), written, images, shard_samples):
-        shard, index = part
-        shards.append(shard)
-        records.append(index)
-        written += len(index)
-    if not shards:
+def _split(target: Target, name: str, shards: Sequence[Done]) -> Split:
+    """Writes the index of the shards that have images."""
+    good = [done for done in shards if len(done.records)]
+    if not good:
         raise DataError(f"no image of {name} can be decoded; look at the source")
-    index_name = f"{name}.index"
-    return Split(name, tuple(shards), index_name, write_index(folder / index_name, np.concatenate(records)))
+    records = np.concatenate([done.records for done in good])
+    records["shard"] = np.repeat(np.arange(len(good)), [len(done.records) for done in good])
+    data = records.tobytes()
+    target.write(f"{name}.index", data)
+    return Split(name, tuple(done.shard for done in good), f"{name}.index", hashlib.sha256(data).hexdigest())
 
 
-def _shard(
-    path: Path, number: int, first: int, images: Iterator["Checked"], samples: int
-) -> tuple[Shard, Index] | None:
-    """One tar of the next `samples` images, and its records; None where there are no more."""
-    from webdataset import TarWriter  # imports torch too
-
-    begins = next(images, None)
-    if begins is None:
-        return None
-    sizes = []
-    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for i, image in enumerate(itertools.chain([begins], itertools.islice(images, samples - 1))):
-            sizes.append((image.height, image.width))
-            label = str(image.item.label).encode()
-            tar.write({"__key__": _key(first + i, image.item), "jpg": image.data, "cls": label})
-    index = index_tar(path, number, sizes)
-    return Shard(path.name, len(index), path.stat().st_size, file_sha256(path)), index
-
-
-def index_tar(path: Path, number: int, sizes: Sequence[tuple[int, int]]) -> Index:
-    """The records of a tar, from its headers: whoever wrote it. `sizes`: height and width of each image in order."""
-    records = np.zeros(len(sizes), RECORD)
-    labels: dict[str, int] = {}
-    rows: dict[str, int] = {}
-    with tarfile.open(path) as tar, path.open("rb") as raw:
-        for member in tar:
-            key, extension = member.name.rsplit(".", 1)
-            data = _read(raw, member)
-            if extension == "cls":
-                labels[key] = int(data)
-                continue
-            row = rows[key] = len(rows)
-            records[row] = (number, member.offset_data // BLOCK, member.size, zlib.crc32(data), 0, *sizes[row])
-    for key, row in rows.items():
-        records[row]["label"] = labels[key]
-    return records
-
-
-def _read(raw: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
-    raw.seek(member.offset_data)
-    return raw.read(member.size)
-
-
-def _key(number: int, item: Item) -> str:
-    """A unique key; dots and slashes mean something to WebDataset, so only plain characters of the name are kept."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", item.name.rsplit(".", 1)[0])[-60:]
-    return f"{number:08d}-{stem}"
+def _left_out(shards: Mapping[str, Sequence[Done]]) -> list[LeftOut]:
+    left_out = [
+        {"split": split, "name": name, "reason": reason}
+        for split, dones in shards.items()
+        for done in dones
+        for name, reason in done.left_out
+    ]
+    return sorted(left_out, key=lambda one: (one["split"], one["name"]))

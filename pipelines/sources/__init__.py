@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 Progress = Callable[[str, int, int], None]  # what is counted (images of a split, bytes of a tar), done, in all
@@ -35,3 +36,4 @@ class Source:
     classes: tuple[str, ...]
     splits: Mapping[str, Items]
     made: Mapping[str, Any]  # how, for dataset.json
+    paths: tuple[Path, ...] = ()  # what has to be there where items are loaded

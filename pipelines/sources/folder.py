@@ -12,6 +12,7 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 def folder(train: Path, val: Path) -> Source:
     """Raises ConfigError for a folder that does not exist, DataError for a class without images or unlike classes."""
+    train, val = train.absolute(), val.absolute()
     classes = _classes("--train", train)
     check_same_classes(set(classes), set(_classes("--val", val)))
     splits: dict[str, list[Item]] = {"train": [], "val": []}
@@ -22,7 +23,7 @@ def folder(train: Path, val: Path) -> Source:
             splits[split].append(Item(name, label, path.read_bytes))
             digest.update(f"{split} {name} {_bytes(path)}\n".encode("utf-8", "surrogateescape"))
     # Of names and sizes: tells whether the folders are as they were when packed, without reading the images.
-    return Source(classes, splits, {"source": "folder", "files_sha256": digest.hexdigest()})
+    return Source(classes, splits, {"source": "folder", "files_sha256": digest.hexdigest()}, (train, val))
 
 
 def check_same_classes(train: Set[str], val: Set[str]) -> None:

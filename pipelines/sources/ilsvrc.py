@@ -43,6 +43,7 @@ def ilsvrc(
     for flag, path in (("--train", train), ("--val", val), ("--devkit", devkit)):
         if not path.is_file():
             raise ConfigError(f"{flag} is {path}, which is not a file; name the official tar")
+    train, val = train.absolute(), val.absolute()  # items may be loaded elsewhere
     wnids, truth = read_devkit(devkit)
     classes, train_images = _train(train, set(wnids.values()), progress)
     val_images = _val(val, [wnids.get(number, "") for number in truth], classes)
@@ -51,7 +52,7 @@ def ilsvrc(
         counts = (len(train_images), len(val_images), len(classes))
         _check_counts(dict(zip(OFFICIAL, counts, strict=True)))
     listing = hashlib.sha256(b"".join(images.listing for images in splits.values())).hexdigest()
-    return Source(classes, splits, {"source": "ilsvrc", "listing_sha256": listing})
+    return Source(classes, splits, {"source": "ilsvrc", "listing_sha256": listing}, (train, val))
 
 
 @dataclass(frozen=True)

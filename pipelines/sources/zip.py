@@ -1,9 +1,12 @@
 """Class folders in a zip, PREFIX/class/**/image; read where they lie, nothing is unpacked."""
 
+import bz2
 import hashlib
+import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +15,13 @@ from pipelines.sources import BadImage, Item, Source
 from pipelines.sources.folder import EXTENSIONS, check_same_classes
 
 USUAL = {"--train": ("train",), "--val": ("val", "valid", "validation", "test")}  # last part of a prefix
+HEADER = 30  # bytes before an entry's name
+ENCRYPTED = 1  # bit of an entry's flags
+UNPACK: Mapping[int, Callable[[bytes], bytes]] = {
+    zipfile.ZIP_STORED: bytes,
+    zipfile.ZIP_DEFLATED: partial(zlib.decompress, wbits=-15),
+    zipfile.ZIP_BZIP2: bz2.decompress,
+}
 Images = Mapping[PurePosixPath, zipfile.ZipInfo]
 
 
@@ -20,27 +30,28 @@ def zipped(file: Path, train: str = "", val: str = "") -> Source:
 
     Raises ConfigError where there is no such folder, or several; DataError for a file that is not a whole zip.
     """
-    archive = _open(file)
-    images = {PurePosixPath(info.filename): info for info in archive.infolist() if _is_image(info)}
+    file = file.absolute()
+    images = {PurePosixPath(info.filename): info for info in _listed(file) if _is_image(info)}
     prefixes = {"train": _prefix(images, file, "--train", train), "val": _prefix(images, file, "--val", val)}
     parts = {name: _below(images, prefix) for name, prefix in prefixes.items()}
     classes, other = ({path.parts[0] for path in part} for part in parts.values())
     check_same_classes(classes, other)
     label = {name: i for i, name in enumerate(sorted(classes))}
     splits = {
-        name: [Item(str(path), label[path.parts[0]], partial(_read, archive, info)) for path, info in part.items()]
+        name: [Item(str(path), label[path.parts[0]], _load(file, info)) for path, info in part.items()]
         for name, part in parts.items()
     }
     listing = hashlib.sha256("\n".join(f"{i.filename} {i.file_size} {i.CRC}" for i in images.values()).encode())
     made = {"source": "zip", **{name: str(prefix) for name, prefix in prefixes.items()}}
-    return Source(tuple(label), splits, {**made, "listing_sha256": listing.hexdigest()})
+    return Source(tuple(label), splits, {**made, "listing_sha256": listing.hexdigest()}, (file,))
 
 
-def _open(file: Path) -> zipfile.ZipFile:
+def _listed(file: Path) -> list[zipfile.ZipInfo]:
     if not file.is_file():
         raise ConfigError(f"FILE.zip is {file}, which is not a file")
     try:
-        return zipfile.ZipFile(file)
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
     except zipfile.BadZipFile as error:
         raise DataError(f"{file} is not a zip, or cut short ({error}); fetch it again") from error
 
@@ -78,10 +89,26 @@ def _below(images: Images, prefix: PurePosixPath) -> Images:
     return {path: inside[path] for path in sorted(inside) if len(path.parts) > 1}
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _load(file: Path, info: zipfile.ZipInfo) -> Callable[[], bytes]:
+    """Reads an image by its place: a process that packs need not read the zip's list, nor keep the zip open."""
+    if info.flag_bits & ENCRYPTED or info.compress_type not in UNPACK:
+        how = "encrypted" if info.flag_bits & ENCRYPTED else f"compressed by method {info.compress_type}"
+        raise DataError(f"{info.filename} in {file} is {how}; pack the zip again, stored or deflated")
+    return partial(_read, file, info.header_offset, info.compress_size, info.compress_type, info.CRC)
+
+
+def _read(file: Path, begin: int, size: int, method: int, crc: int) -> bytes:
+    with file.open("rb") as raw:
+        raw.seek(begin)
+        header = raw.read(HEADER)
+        if len(header) < HEADER or not header.startswith(b"PK\3\4"):
+            raise BadImage(f"{file} has no entry where its list says so")
+        raw.seek(sum(struct.unpack("<HH", header[26:30])), os.SEEK_CUR)  # its name, and more that is in the list too
+        packed = raw.read(size)
     try:
-        return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:  # its checksum among them
-        raise BadImage(str(error)) from error
-    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
-        raise DataError(f"{info.filename} in {archive.filename} cannot be read: {error}") from error
+        data = UNPACK[method](packed)
+    except (zlib.error, OSError, EOFError, ValueError) as error:
+        raise BadImage(f"it cannot be decompressed: {error}") from error
+    if zlib.crc32(data) != crc:
+        raise BadImage("it does not match the checksum in its zip")
+    return data
