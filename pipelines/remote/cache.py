@@ -197,6 +197,12 @@ def _locked(path: Path, *, create: bool = True) -> int | None:
 
 def _prepared(folder: Path, in_memory: bool) -> str:
     """Makes the folder; the name of its file system."""
+    kind = file_system_of(folder)
+    if kind in MEMORY and not in_memory:
+        raise ConfigError(
+            f"data.cache is {folder}, which lies in memory ({kind}): shards there take it from training; name a folder "
+            f"on a disk, or say data.cache_in_memory true"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -205,12 +211,6 @@ def _prepared(folder: Path, in_memory: bool) -> str:
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"data.cache is {folder}, which cannot be written; name another folder")
-    kind = file_system_of(folder)
-    if kind in MEMORY and not in_memory:
-        raise ConfigError(
-            f"data.cache is {folder}, which lies in memory ({kind}): shards there take it from training; name a folder "
-            f"on a disk, or say data.cache_in_memory true"
-        )
     return kind
 
 

@@ -8,11 +8,10 @@ from typing import TypeVar
 
 from pipelines.errors import DataError
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import RANGE, REQUEST_S, Denied, NoRanges, Store, StoreError, is_url, split_url
+from pipelines.remote.store import RANGE, REQUEST_S, NoRanges, Store, StoreError, is_url, split_url
 
 T = TypeVar("T")
 ASKING_S = 30.0  # for what a person waits for; shards in training have a patience of their own
-HINT = "; the environment of this process needs credentials that may read it (AWS_*, GOOGLE_*, AZURE_*)"
 
 
 class Objects:
@@ -99,7 +98,7 @@ class Objects:
         try:
             return self._patience(lambda: request(store, name))
         except StoreError as error:
-            raise DataError(f"{error}{HINT if isinstance(error, Denied) else ''}") from error
+            raise DataError(self._patience.told(error)) from error
 
 
 class _named:

@@ -5,19 +5,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipelines.remote.store import StoreError
+from pipelines.remote.store import Denied, StoreError
 
 T = TypeVar("T")
 FIRST_S, LONGEST_S = 0.2, 15.0  # pauses
 
+HINTS: dict[type[StoreError], str] = {
+    Denied: "; the environment of this process needs credentials that may read it (AWS_*, GOOGLE_*, AZURE_*)"
+}
+
 
 @dataclass(frozen=True)
 class Patience:
-    """wait_s: how long a request may go on failing. Tests bring their own clock."""
+    """wait_s: how long a request may go on failing; setting: what says so. Tests bring their own clock."""
 
     wait_s: float
+    setting: str = ""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    def told(self, error: StoreError) -> str:
+        """A failure as the end of a sentence: where, why, and how long it was tried."""
+        setting = f" ({self.setting})" if self.setting else ""
+        return f"{error}" + (
+            f", tried for {self.wait_s:.0f} s{setting}" if error.passes else HINTS.get(type(error), "")
+        )
 
     def __call__(self, request: Callable[[], T], failed: Callable[[StoreError], None] = lambda _: None) -> T:
         """What `request` returns. Tries again after failures that may pass; raises the last one when time is up.

@@ -71,7 +71,10 @@ class RangedShards:
 
     def _fill(self, shard: int, asked: Asked) -> None:
         ends = [begin + len(view) for begin, view in zip(asked.begins, asked.into, strict=True)]
-        parts = self._objects.ranges(self._urls[shard], asked.begins, ends)
+        try:
+            parts = self._objects.ranges(self._urls[shard], asked.begins, ends)
+        except DataError as error:
+            raise DataError(f"shard {error}") from error.__cause__
         for view, part in zip(asked.into, parts, strict=True):
             if len(part) != len(view):
                 raise DataError(f"shard {self._urls[shard]} ends before its index does; copy or pack the dataset again")

@@ -16,10 +16,10 @@ from pipelines.index import RECORD, Index
 from pipelines.reader import Reader
 from pipelines.remote.cache import Cache, Entry, Later, NoRoom
 from pipelines.remote.needs import Need
-from pipelines.remote.objects import HINT, Objects
+from pipelines.remote.objects import Objects
 from pipelines.remote.patience import Patience
 from pipelines.remote.shards import CachedShards, RangedShards
-from pipelines.remote.store import Denied, StoreError, is_url
+from pipelines.remote.store import REQUEST_S, StoreError, is_url
 from pipelines.remote.transfer import Counter, Fetched, transfer
 from pipelines.shards import OpenFile
 
@@ -43,11 +43,13 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class How:
-    """threads: shards that are fetched at once. wait_s: how long one that cannot be had is tried for."""
+    """threads: shards that are fetched at once. wait_s: how long one that cannot be had is tried for. request_s: how
+    long a server may take for one answer."""
 
     leads: bool = True
     threads: int = 8
     wait_s: float = 600.0
+    request_s: float = REQUEST_S
 
 
 class Supply:
@@ -60,7 +62,7 @@ class Supply:
         self._news = News(say)
         self._counter = Counter(self._news)
         self._closed = threading.Event()
-        self._objects = Objects(dataset.objects.endpoint, Patience(how.wait_s, sleep=self._sleep))
+        self._objects = Objects(dataset.objects.endpoint, self._patience(how.wait_s), how.request_s)
         self._step = step
         self._entries = {
             name: [Entry(dataset.locate(shard.name), shard.sha256, shard.bytes) for shard in split.shards]
@@ -116,8 +118,7 @@ class Supply:
             self._news(f"{full}: samples are read one by one, which is slower")
             return False
         except StoreError as error:
-            tried = f", tried for {self._how.wait_s:.0f} s (data.wait_seconds)" if error.passes else ""
-            raise DataError(f"shard {error}{tried}{HINT if isinstance(error, Denied) else ''}") from error
+            raise DataError(f"shard {self._patience(self._how.wait_s).told(error)}") from error
         return True
 
     def damaged(self, entry: Entry) -> bool:
@@ -132,14 +133,15 @@ class Supply:
     def _index(self, split: str) -> Index:
         part = self.dataset.splits[split]
         entry = Entry(self.dataset.locate(part.index), part.index_sha256, part.samples * RECORD.itemsize)
-        if not is_url(entry.where) or not self.bring(entry):
-            return self.dataset.index(split)
-        return self.dataset.parsed(split, (self.cache.folder / entry.sha256).read_bytes())
+        if is_url(entry.where) and self.bring(entry) and (here := self.open(entry)):
+            with open(here.file, "rb") as file:  # by its descriptor: its name may be evicted any time
+                return self.dataset.parsed(split, file.read())
+        return self.dataset.index(split)
 
     def _fetch(self, entry: Entry, wait_s: float) -> None:
         """Unless it is here, or somebody else brings it meanwhile. Raises NoRoom, StoreError, DataError."""
         store, name = self._objects.store(entry.where)
-        patience = Patience(wait_s, sleep=self._sleep)
+        patience = self._patience(wait_s)
 
         def fill(file: int) -> str:
             return transfer(store, name, entry.bytes, file, patience, self._counter)
@@ -149,6 +151,9 @@ class Supply:
                 self._counter.add(shards=int(not entry.where.endswith(".index")))
         except OSError as error:
             raise NoRoom(f"data.cache = {self.cache.folder} cannot be written ({error.strerror})") from error
+
+    def _patience(self, wait_s: float) -> Patience:
+        return Patience(wait_s, "data.wait_seconds", sleep=self._sleep)
 
     def _sleep(self, seconds: float) -> None:
         if self._closed.wait(seconds):
