@@ -286,6 +286,43 @@ def test_an_image_that_is_damaged_in_its_zip_is_left_out(tmp_path):
     assert listed["reason"] == "it does not match the checksum in its zip"
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_images_are_unpacked_by_their_place(tmp_path, method):
+    """Also behind a local header with more in it than the list has, and in a zip with something before it."""
+    file = write_zip(tmp_path / "a.zip", CLASSES, method)
+    file.write_bytes(b"#!/bin/sh\n" + file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        for name, _, data in images(zipped(file), "train"):
+            assert data == archive.read(f"set/train/{name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data, at: data[:at] + bytes(8) + data[at + 8 :], "it cannot be decompressed|its checksum|the checksum"),
+        (lambda data, at: data[: at - 60] + b"x" * 60 + data[at:], "has no entry where its list says so"),
+    ],
+)
+def test_damage_in_a_zip_is_a_bad_image(tmp_path, change, says):
+    file = write_zip(tmp_path / "a.zip", CLASSES[:1] + CLASSES[6:7])
+    with zipfile.ZipFile(file) as archive:
+        at = archive.infolist()[1].header_offset + 30 + len(CLASSES[6])
+    file.write_bytes(change(file.read_bytes(), at))
+    with pytest.raises(BadImage, match=says):
+        zipped(file).splits["val"][0].load()
+
+
+@pytest.mark.parametrize(("name", "says"), [("lzma", "compressed by method 14"), ("encrypted", "encrypted")])
+def test_zips_that_cannot_be_read_are_refused_at_once(tmp_path, name, says):
+    file = write_zip(tmp_path / "a.zip", CLASSES, zipfile.ZIP_LZMA if name == "lzma" else zipfile.ZIP_STORED)
+    if name == "encrypted":
+        data = bytearray(file.read_bytes())
+        data[data.index(b"PK\1\2") + 8] |= 1  # in the list
+        file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"set/t.* in .*a\.zip is {says}; pack the zip again, stored or deflated"):
+        zipped(file)
+
+
 def test_the_job_says_which_folders_it_took(tmp_path, capsys):
     file = write_zip(tmp_path / "a.zip", CLASSES)
     assert job.main(["zip", str(file), "--out", str(tmp_path / "out")]) == 0
