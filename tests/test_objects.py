@@ -169,6 +169,14 @@ def test_what_fails_everywhere_once_is_right_in_the_end(remote, server):
     verify(remote, "sha256")
 
 
+def test_what_never_passes_is_told_with_how_long_it_was_tried(remote, server):
+    server.fault = always(Status(503), SHARD)
+    says = rf"^{server.url}/{SHARD} cannot be found: 503 Service Unavailable, tried for 1 s"
+    with pytest.raises(DataError, match=says):
+        verify(remote, "size")
+    assert [r.method for r in server.log if r.path == SHARD] == ["HEAD"] * (1 + 3)
+
+
 @pytest.mark.parametrize("how", ["size", "sha256"])
 def test_a_shard_that_is_not_on_the_server_is_named_before_anything_is_read(remote, server, how):
     server.fault = always(Status(404), SHARD)
