@@ -23,6 +23,8 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.quarantine import BadSample, Quarantine, allowed
 from pipelines.reader import Reader
 
+OWN = ("decode", "threads", "endpoint", "cache", "cache_gb", "cache_in_memory", "fetches", "wait_seconds")
+
 
 @dataclass(frozen=True)
 class Score:
@@ -108,9 +110,8 @@ def config_of_run(config: RunConfig, name: str) -> RunConfig:
             "name": name,
             "cluster.storage": config.cluster.storage,
             "cluster.device": config.cluster.device,
-            "data.decode": config.data.decode,
             "data.max_bad": max(config.data.max_bad, run.data.max_bad),
-            "data.threads": config.data.threads,
+            **{f"data.{name}": getattr(config.data, name) for name in OWN},
         }
     )
 

@@ -190,9 +190,9 @@ def _url(name: str, value: str, schemes: Mapping[str, str]) -> str:
     """A URL with its bucket or host; empty for a local path."""
     if not re.match(r"[a-z0-9]+:/", value):
         return ""
-    if not re.fullmatch(rf"({'|'.join(schemes)})://[^/?#]+(/[^?#]*)?", value):
+    if not re.fullmatch(rf"({'|'.join(schemes)})://[^/?#@]+(/[^?#]*)?", value):
         shown = ", ".join(f"{scheme}://{host}/PATH" for scheme, host in schemes.items())
-        raise ConfigError(f"{name} is '{value}'; use a folder, or {shown}")
+        raise ConfigError(f"{name} is '{re.sub('//[^/]*@', '//***@', value)}'; use a folder, or {shown}")
     return value.rstrip("/")
 
 

@@ -232,7 +232,7 @@ def _allowed(name: str, place: str) -> bool:
     if name.startswith("file:///"):
         return not is_url(place)  # what comes from a server does not choose files of this machine
     if not is_url(name):
-        return _plain(name)
+        return _plain(name) and (place.startswith("http") or not is_url(place) or not set("?#") & set(name))
     try:
         return bool(split_url(name)[1])
     except ValueError:

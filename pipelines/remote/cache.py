@@ -57,13 +57,17 @@ class Cache:
         """Bytes of all entries, finished or not."""
         return sum(size for _, size, _ in self._listed())
 
+    def __str__(self) -> str:
+        return f"{self.folder} ({self.file_system}, at most {self.cap / 1e9:,.1f} GB)"
+
     def has(self, entry: Entry) -> bool:
         """Whether it is here, whole."""
         return (self.folder / entry.sha256).exists()
 
     def present(self) -> set[str]:
         """The sha256 of every entry that is here."""
-        return {path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name)}
+        with os.scandir(self.folder) as found:
+            return {item.name for item in found if NAME.fullmatch(item.name)}
 
     def open(self, entry: Entry) -> OpenFile | None:
         """The entry, held open against eviction; None where it is not here."""

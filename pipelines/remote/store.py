@@ -53,12 +53,14 @@ def is_url(place: str) -> bool:
 def split_url(url: str) -> tuple[str, str]:
     """(bucket or server, name of the object in it), for every scheme: 's3://bucket/a/b' -> ('s3://bucket', 'a/b').
 
-    Raises ValueError for what is no URL of a known scheme, or one with a query (signed URLs expire in mid-run).
+    Raises ValueError for what is no URL of a known scheme, for one with a query (signed URLs expire in mid-run), and
+    for one with a password (it would stand in logs).
     """
     found = URL.fullmatch(url)
-    if not found or found["scheme"] not in SCHEMES or not found["host"]:
+    if not found or found["scheme"] not in SCHEMES or not found["host"] or "@" in found["host"]:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise ValueError(f"'{url}' is not a URL of {known} without a query")
+        shown = re.sub(r"//[^/]*@", "//***@", url)
+        raise ValueError(f"'{shown}' is not a URL of {known} without query and password")
     name = (found["path"] or "/").lstrip("/")
     return found["root"], unquote(name) if found["scheme"].startswith("http") else name
 

@@ -23,7 +23,7 @@ from pipelines.remote.store import REQUEST_S, StoreError, is_url
 from pipelines.remote.transfer import Counter, Fetched, transfer
 from pipelines.shards import OpenFile
 
-LOOK_S = 0.2  # between looks at what is missing, while nothing is
+LOOK_S = 0.2  # between looks at what is missing, while nothing is, and between tries of what cannot be had now
 AHEAD_S = 20.0  # that the leader tries for a shard before it turns to others; who needs it is more patient
 SAY_S = 15.0  # between lines about one thing
 JOIN_S = 1.0  # a thread in the middle of a request is not waited for: it ends with the process
@@ -70,8 +70,12 @@ class Supply:
         }
         self._turn = threading.Lock()
         self._underway: set[str] = set()
+        self._complete_until = 0.0  # nothing was missing when somebody looked
         self._failed: dict[str, tuple[float, Exception]] = {}  # sha256 -> when to try again, why
         self._threads = [threading.Thread(target=self._lead, daemon=True) for _ in range(how.threads * how.leads)]
+        self._began = time.monotonic()
+        if self._threads:
+            self._news(f"streamed shards are kept in {cache}")
         for thread in self._threads:
             thread.start()
 
@@ -180,13 +184,17 @@ class Supply:
     def _claimed(self) -> Entry | None:
         """The next entry that is neither here nor on its way."""
         with self._turn:
-            here, now = self.cache.present(), time.monotonic()
+            now = time.monotonic()
+            if now < self._complete_until:
+                return None
+            here = self.cache.present()
             for need in self._plan.upcoming(self._step):
                 entry = self._entries[need.split][need.shard]
                 waits = self._failed.get(entry.sha256, (0.0,))[0] > now or entry.sha256 in self._underway
                 if is_url(entry.where) and entry.sha256 not in here and not waits:
                     self._underway.add(entry.sha256)
                     return entry
+            self._complete_until = now + LOOK_S
         return None
 
     def _ahead(self, entry: Entry) -> None:
@@ -205,10 +213,16 @@ class Supply:
                 self._underway.discard(entry.sha256)
 
     def _tell(self) -> None:
-        """How far it is."""
-        wanted = {self._entries[n.split][n.shard].sha256 for n in self._plan.upcoming(self._step)}
-        done, total = len(wanted & self.cache.present()), self._counter.total
-        self._news(f"fetched {done:,} of {len(wanted):,} shards, {total.shard_bytes / 1e9:,.2f} GB", "progress")
+        """How far it is, of what this epoch and the next one need."""
+        entries = [self._entries[need.split][need.shard] for need in self._plan.upcoming(self._step)]
+        wanted, here = {entry.sha256: entry.bytes for entry in entries}, self.cache.present()
+        left = [size for sha256, size in wanted.items() if sha256 not in here]
+        rate = self._counter.total.shard_bytes / max(time.monotonic() - self._began, 1e-9)
+        self._news(
+            f"{len(wanted) - len(left):,} of {len(wanted):,} shards are here, {rate / 1e6:,.0f} MB/s, "
+            f"{sum(left) / max(rate, 1):,.0f} s left for the others",
+            "progress",
+        )
 
 
 FOR_GOOD = float("inf")
