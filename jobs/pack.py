@@ -15,6 +15,8 @@ from orchestrator.settings import Edge
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ConfigError
 from pipelines.pack import LeftOut, fulfil, left_out_of, packed_alike
+from pipelines.packing.adopting import Adopting
+from pipelines.packing.labels import describe_order
 from pipelines.packing.packing import Packing, made_of
 from pipelines.packing.processes import Processes
 from pipelines.packing.run import Here, Run
@@ -24,6 +26,8 @@ from pipelines.remote.store import is_url
 from pipelines.sources import Source, digits
 from pipelines.sources.folder import folder
 from pipelines.sources.ilsvrc import ilsvrc
+from pipelines.sources.samples import Rule
+from pipelines.sources.tars import find_tars, read_classes
 from pipelines.sources.zip import zipped
 
 MOST_SHOWN = 20
@@ -45,20 +49,37 @@ def _pack(args: argparse.Namespace) -> int:
             return 0
         job, began = job_of(), time.monotonic()
         with _run(args, job, target) as run, _told_if_stopped(target):
-            packed = fulfil(job, target, bar.show, bad=args.bad, run=run, going_on=_say_going_on)
+            progress = bar.show_bytes if job.adopts else bar.show
+            packed = fulfil(job, target, progress, bad=args.bad, run=run, going_on=_say_going_on)
     _say_left_out(left_out_of(packed))
-    edge.say(f"packed {target.place} in {time.monotonic() - began:.0f} s: {_contents(packed)}")
+    if job.adopts:
+        train, chi2 = packed.splits["train"], packed.made.get("order_chi2")
+        edge.say(f"order: {describe_order(chi2, len(packed.classes), len(train.shards))}")
+    did = "adopted as" if job.adopts else "packed"
+    edge.say(f"{did} {target.place} in {time.monotonic() - began:.0f} s: {_contents(packed)}")
     return 0
 
 
 def _job(args: argparse.Namespace, bar: Bar) -> tuple[Mapping[str, Any], Callable[[], Job]]:
     """How the dataset is made, and what makes it; digits are made only when they are needed."""
+    if args.source == "tars":
+        adopting = _tars(args)
+        return adopting.made, lambda: adopting
     cut = args.seed, args.shard_samples, pack_flags.resize(args)
     if args.source == "digits":
         made = digits.made(args.size, args.seed)
         return made_of(made, *cut), lambda: Packing(digits.digits(args.size, args.seed), *cut)
     job = Packing(_listed(args, bar), *cut)
     return job.made, lambda: job
+
+
+def _tars(args: argparse.Namespace) -> Adopting:
+    rule = Rule(args.image, args.label, read_classes(args.classes) if args.classes else ())
+    out = _place(args.out)
+    patterns = {"train": args.train, "val": args.val}
+    tars = {split: find_tars(f"--{split}", given, out, args.endpoint) for split, given in patterns.items()}
+    edge.say(f"adopting {len(tars['train']):,} training and {len(tars['val']):,} validation tars")
+    return Adopting(tars, rule, args.endpoint)
 
 
 def _listed(args: argparse.Namespace, bar: Bar) -> Source:

@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.settings import Parser
 from pipelines.errors import ConfigError
 from pipelines.packing.resize import Resize
+from pipelines.sources.samples import IMAGES, LABELS
 
 Act = Callable[[argparse.Namespace], int]
 
@@ -16,10 +17,11 @@ def parser(pack: Act, verify: Act, info: Act) -> argparse.ArgumentParser:
     made = Parser(prog="python -m jobs.pack", description="Packs images into a dataset.", allow_abbrev=False)
     commands = made.add_subparsers(dest="source", required=True, metavar="COMMAND", parser_class=Parser)
     drawn, *others = _digits(commands), _folder(commands), _zip(commands), _ilsvrc(commands)
+    _add_target(_tars(commands), pack)
     for each in (drawn, *others):
-        _add_target(each)
+        _add_target(each, pack)
         _add_cut(each)
-        each.set_defaults(act=pack, shard_samples=1250)  # 140 MB of ImageNet
+        each.set_defaults(shard_samples=1250)  # 140 MB of ImageNet
     drawn.set_defaults(shard_samples=180)  # eight shards, so that streams and windows exist
     _add_readers(commands, verify, info)
     return made
@@ -66,7 +68,26 @@ def _ilsvrc(commands: "argparse._SubParsersAction[Parser]") -> Parser:
     return tars
 
 
-def _add_target(each: Parser) -> None:
+def _tars(commands: "argparse._SubParsersAction[Parser]") -> Parser:
+    tars = commands.add_parser("tars", help="adopts WebDataset tars where they lie: writes dataset.json and indexes")
+    tars.add_argument(
+        "--train", nargs="+", required=True, metavar="PATTERN", help="paths, wildcards, URLs, {000000..000127}"
+    )
+    tars.add_argument("--val", nargs="+", required=True, metavar="PATTERN", help="the same for validation")
+    tars.add_argument("--image", type=_list, default=IMAGES, metavar="EXT,EXT", help=f"default: {','.join(IMAGES)}")
+    tars.add_argument(
+        "--label",
+        type=_list,
+        default=LABELS,
+        metavar="EXT,EXT",
+        help=f"default: {','.join(LABELS)}; json:FIELD for another field than label",
+    )
+    tars.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    return tars
+
+
+def _add_target(each: Parser, pack: Act) -> None:
+    each.set_defaults(act=pack)
     each.add_argument("--out", required=True, help="the dataset's folder, or s3://, gs:// or az:// URL")
     each.add_argument("--bad", choices=["refuse", "skip"], default="refuse", help="images that do not decode")
     each.add_argument("--workers", type=_whole(1, 65535), metavar="N", help="tasks at a time; default: the cores")
@@ -84,6 +105,14 @@ def _add_cut(each: Parser) -> None:
 
 def _add_endpoint(each: Parser) -> None:
     each.add_argument("--endpoint", default="", metavar="URL", help="address of an S3-compatible store")
+
+
+def _list(text: str) -> tuple[str, ...]:
+    """Extensions, with or without their dots."""
+    found = tuple(part.strip().lstrip(".").lower() if ":" not in part else part.strip() for part in text.split(","))
+    if "" in found or any(":" in part and not part.startswith("json:") for part in found):
+        raise argparse.ArgumentTypeError(f"it is '{text}'; extensions with commas between are needed, as jpg,png")
+    return found
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

@@ -21,7 +21,7 @@ from pipelines.packing.packing import Packing
 from pipelines.packing.resize import Resize
 from pipelines.packing.run import Here, Run
 from pipelines.packing.target import Target
-from pipelines.packing.unfinished import Bad, Job, Unfinished
+from pipelines.packing.unfinished import Bad, Contents, Job, Unfinished
 from pipelines.sources import Progress, Source
 
 LeftOut = dict[str, str]  # split, name, reason
@@ -73,7 +73,11 @@ def fulfil(
             going_on(len(unfinished.done), unfinished.total)
         try:
             unfinished.finish(bad, run, progress)
-            _conclude(job, unfinished, target)
+            contents = _contents(job, unfinished)
+            _conclude(target, job.made, contents)
+        except Hopeless:
+            unfinished.discard()
+            raise
         except BaseException as error:
             if not unfinished.done:
                 unfinished.discard()
@@ -104,11 +108,25 @@ def left_out_of(dataset: Dataset) -> list[LeftOut]:
     return list(dataset.made.get("left_out", ()))
 
 
-def _conclude(job: Job, unfinished: Unfinished, target: Target) -> None:
+class Hopeless(DataError):
+    """Going on would end in the same way."""
+
+
+def _contents(job: Job, unfinished: Unfinished) -> Contents:
+    shards = {split: unfinished.shards(split) for split in job.shards}
+    for split, dones in shards.items():
+        if not any(len(done.records) for done in dones):
+            raise Hopeless(f"no image of {split} can be decoded; look at the source")
+    try:
+        return job.contents(shards)
+    except DataError as error:
+        raise Hopeless(str(error)) from error
+
+
+def _conclude(target: Target, made: Mapping[str, Any], contents: Contents) -> None:
     """Indexes, then dataset.json."""
-    contents = job.contents({split: unfinished.shards(split) for split in job.shards})
     splits = {name: _split(target, name, shards) for name, shards in contents.shards.items()}
-    made = {**job.made, **contents.measured}
+    made = {**made, **contents.measured}
     if left_out := _left_out(contents.shards):
         made["left_out"] = left_out
     document = manifest(contents.classes, splits, made)
@@ -118,8 +136,6 @@ def _conclude(job: Job, unfinished: Unfinished, target: Target) -> None:
 def _split(target: Target, name: str, shards: Sequence[Done]) -> Split:
     """Writes the index of the shards that have images."""
     good = [done for done in shards if len(done.records)]
-    if not good:
-        raise DataError(f"no image of {name} can be decoded; look at the source")
     records = np.concatenate([done.records for done in good])
     records["shard"] = np.repeat(np.arange(len(good)), [len(done.records) for done in good])
     data = records.tobytes()

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.errors import DataError
 from pipelines.packing.done import Done
 from pipelines.packing.resize import Resize
 from pipelines.packing.run import Tell
 from pipelines.packing.tar import TarWriter
 from pipelines.packing.target import Target
-from pipelines.packing.unfinished import Bad, Contents, refused, tar_name
+from pipelines.packing.unfinished import Bad, Contents, tar_name
 from pipelines.sources import Item, Source
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Packing:
         items, rows = self.source.splits[split], self._rows(split, number)
         return Shard(split, number, number * self.shard_samples, tuple(items[int(i)] for i in rows), self.resize)
 
+    def refusal(self, split: str, name: str, reason: str) -> DataError:
+        """See Job."""
+        return refusal(split, name, reason)
+
     def contents(self, shards: Mapping[str, Sequence[Done]]) -> Contents:
         """See Job."""
         return Contents(self.source.classes, shards)
@@ -85,6 +90,14 @@ class Packing:
     @cached_property
     def _orders(self) -> Mapping[str, NDArray[np.int64]]:
         return {name: shuffled(size, self.seed) for name, size in self.sizes.items()}
+
+
+def refusal(split: str, name: str, reason: str) -> DataError:
+    """What --bad refuse says of an image."""
+    return DataError(
+        f"{name} in {split} is not an image that can be decoded ({reason}); remove or repair it, or leave such images "
+        "out with --bad skip"
+    )
 
 
 def shuffled(count: int, seed: int) -> NDArray[np.int64]:
@@ -119,7 +132,7 @@ class Shard:
                 elif bad == "skip":
                     left_out.append((image.item.name, image.fault))
                 else:
-                    raise refused(image.item.name, self.split, image.fault)
+                    raise refusal(self.split, image.item.name, image.fault)
                 tell(1)
             records, sha256 = tar.finish()
             if len(records):

@@ -73,6 +73,9 @@ class Job(Protocol):
     def size(self, split: str, number: int) -> int:
         """Of a shard, in what progress is told."""
 
+    def refusal(self, split: str, name: str, reason: str) -> DataError:
+        """What --bad refuse says of an image."""
+
     def contents(self, shards: Mapping[str, Sequence[Done]]) -> "Contents":
         """What its finished shards, in order, are together. Raises DataError."""
 
@@ -116,7 +119,7 @@ class Unfinished:
         if bad == "refuse":
             for (split, _), done in self.done.items():
                 for name, reason in done.left_out:
-                    raise refused(name, split, reason)
+                    raise self._job.refusal(split, name, reason)
         counts = dict.fromkeys(self._job.shards, 0)
 
         def tell(task: Task, more: int) -> None:
@@ -195,14 +198,6 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """'shuffle_seed was 0, is 1', for each setting that differs."""
     odd = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     return ", ".join(f"{key} was {_short(was.get(key))}, is {_short(now.get(key))}" for key in odd)
-
-
-def refused(name: str, split: str, reason: str) -> DataError:
-    """What --bad refuse says of an image."""
-    return DataError(
-        f"{name} in {split} is not an image that can be decoded ({reason}); remove or repair it, or leave such images "
-        "out with --bad skip"
-    )
 
 
 def _make(target: Target, bad: Bad, task: Task, tell: Tell, threads: int) -> Done:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.index import BLOCK
 from pipelines.sources import BadImage, Item, Progress, Source
+from pipelines.sources.tarfiles import members as tar_members
 
 OFFICIAL = {"training images": 1_281_167, "validation images": 50_000, "classes": 1000}
 MEMBER = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4")])
@@ -130,20 +130,9 @@ def _val(path: Path, wnids: Sequence[str], classes: tuple[str, ...]) -> TarImage
 
 def _members(file: IO[bytes], begin: int, end: int, what: str) -> Iterator[tuple[str, int, int]]:
     """(name, offset in `file`, bytes) of each file of the tar at begin..end. Raises DataError where it is cut short."""
-    try:
-        file.seek(begin)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError("unexpected end of data")
-                if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    yield PurePosixPath(member.name).name, member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            file.seek(tar.offset)  # tarfile stops without a word at a header that it cannot read
-            if file.read(BLOCK) != bytes(BLOCK) or tar.offset >= end:
-                raise tarfile.ReadError("its end mark is missing")
-    except tarfile.TarError as error:
-        raise DataError(f"{what} is not a plain tar, or cut short ({error}); fetch it again") from error
+    for member in tar_members(file, begin, end, what):
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            yield PurePosixPath(member.name).name, member.offset_data, member.size
 
 
 def _table(members: Sequence[tuple[str, int, int]]) -> tuple[NDArray[np.void], NDArray[np.bytes_]]:
