@@ -48,7 +48,9 @@ def _pack(args: argparse.Namespace) -> int:
             edge.say(f"{target.place} is packed already: digest {found.digest[:16]}")
             return 0
         job, began = job_of(), time.monotonic()
-        with _run(args, job, target) as run, _told_if_stopped(target):
+        _check_absolute(args.out)
+        shards = sum(job.shards.values())
+        with _run(args, job.few, shards, job.paths, target.folder) as run, _told_if_stopped(target):
             progress = bar.show_bytes if job.adopts else bar.show
             packed = fulfil(job, target, progress, bad=args.bad, run=run, going_on=_say_going_on)
     _say_left_out(left_out_of(packed))
@@ -93,27 +95,31 @@ def _listed(args: argparse.Namespace, bar: Bar) -> Source:
 
 
 @contextmanager
-def _run(args: argparse.Namespace, job: Job, target: Target) -> Iterator[Run]:
-    """Who packs: this process where there is little to do, else Ray where RAY_ADDRESS names one, else processes."""
+def _run(
+    args: argparse.Namespace, few: bool, most: int, paths: Sequence[Path] = (), out: Path | None = None
+) -> Iterator[Run]:
+    """Who does the tasks: this process where there is little to do, else Ray where RAY_ADDRESS names one, or processes.
+
+    most: tasks that there are. paths, out: what Ray's nodes have to see.
+    """
     cores = len(os.sched_getaffinity(0))
-    if args.workers == 1 or (not args.workers and (job.few or cores == 1)):
+    if args.workers == 1 or (not args.workers and (few or cores == 1)):
         yield Here(cores)
     elif not os.environ.get("RAY_ADDRESS"):
-        count = min(args.workers or cores, sum(job.shards.values()))
-        edge.say(f"packing with {count} processes")
+        count = min(args.workers or cores, most)
+        edge.say(f"{args.doing} with {count} processes")
         yield Processes(count)
     else:
         prepare(Edge.of_environment().home)
         from orchestrator.cluster import session, tasks  # ray takes seconds to import
 
-        _check_absolute(args.out)
         with session.session(0):
-            edge.say(f"packing with Ray tasks on {len(session.nodes())} nodes")
-            yield tasks.RayTasks(args.workers or tasks.cpus(), job.paths, target.folder)
+            edge.say(f"{args.doing} with Ray tasks on {len(session.nodes())} nodes")
+            yield tasks.RayTasks(args.workers or tasks.cpus(), paths, out)
 
 
 def _check_absolute(out: str) -> None:
-    if not is_url(out) and not Path(out).expanduser().is_absolute():
+    if os.environ.get("RAY_ADDRESS") and not is_url(out) and not Path(out).expanduser().is_absolute():
         raise ConfigError(f"--out is {out}; on a cluster an absolute folder that every node sees is needed, or a URL")
 
 
@@ -132,25 +138,32 @@ def _say_going_on(done: int, total: int) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from pipelines.checking import check_images
-
     dataset = open_dataset(_place(args.dataset), args.endpoint)
-    total = sum(shard.bytes for split in dataset.splits.values() for shard in split.shards)
-    done = 0
-
+    shards = [shard for split in dataset.splits.values() for shard in split.shards]
     with Bar() as bar:
-
-        def hashed(shard: str, size: int) -> None:
-            nonlocal done
-            done += size
-            bar.show_bytes("hashes", done, total)
-
-        verify(dataset, "sha256", hashed)
         if args.decode:
-            check_images(dataset, bar.show, len(os.sched_getaffinity(0)))
+            from pipelines.verifying import FEW, check_images  # imports torch
+
+            few = sum(split.samples for split in dataset.splits.values()) < FEW
+            verify(dataset, "size")
+            with _run(args, few, len(shards)) as run:
+                check_images(dataset, bar.show, run, hashes=True)
+        else:
+            verify(dataset, "sha256", _bytes_shown(bar, sum(shard.bytes for shard in shards)))
     each = "every shard matches its checksum" + (", every image its own, and decodes" if args.decode else "")
     edge.say(f"{dataset.place} is whole: {each}: {_contents(dataset)}")
     return 0
+
+
+def _bytes_shown(bar: Bar, total: int) -> Callable[[str, int], None]:
+    done = 0
+
+    def show(_: str, size: int) -> None:
+        nonlocal done
+        done += size
+        bar.show_bytes("hashes", done, total)
+
+    return show
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -87,10 +87,10 @@ def _tars(commands: "argparse._SubParsersAction[Parser]") -> Parser:
 
 
 def _add_target(each: Parser, pack: Act) -> None:
-    each.set_defaults(act=pack)
+    each.set_defaults(act=pack, doing="packing")
     each.add_argument("--out", required=True, help="the dataset's folder, or s3://, gs:// or az:// URL")
     each.add_argument("--bad", choices=["refuse", "skip"], default="refuse", help="images that do not decode")
-    each.add_argument("--workers", type=_whole(1, 65535), metavar="N", help="tasks at a time; default: the cores")
+    _add_workers(each)
     _add_endpoint(each)
 
 
@@ -101,6 +101,10 @@ def _add_cut(each: Parser) -> None:
     each.add_argument(
         "--quality", type=_whole(1, 100), metavar="Q", help="of the JPEGs that --resize makes; default 90"
     )
+
+
+def _add_workers(each: Parser) -> None:
+    each.add_argument("--workers", type=_whole(1, 65535), metavar="N", help="shards at a time; default: the cores")
 
 
 def _add_endpoint(each: Parser) -> None:
@@ -128,7 +132,8 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
 
 def _add_readers(commands: "argparse._SubParsersAction[Parser]", verify: Act, info: Act) -> None:
     checks = commands.add_parser("verify", help="checks a dataset's shards by hash")
-    checks.set_defaults(act=verify)
+    checks.set_defaults(act=verify, doing="verifying")
+    _add_workers(checks)
     checks.add_argument("--decode", action="store_true", help="also decode every image")
     tells = commands.add_parser("info", help="tells a dataset's classes, counts, bytes and sizes")
     tells.set_defaults(act=info)

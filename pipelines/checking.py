@@ -15,11 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines.augment import Geometry
 from pipelines.dali import Decoder, Refused
-from pipelines.dataset import Dataset
 from pipelines.errors import DataError
-from pipelines.quarantine import CHECKSUM
-from pipelines.reader import EncodedBatch, Reader
-from pipelines.sources import BadImage, Item, Progress
+from pipelines.reader import EncodedBatch
+from pipelines.sources import BadImage, Item
 
 MOST, MOST_PIXELS = 32, 1 << 26  # images and pixels that are decoded at once: 200 MB
 LONGEST = 65535  # px; a record keeps 16 bits a side
@@ -48,38 +46,6 @@ def checked(items: Iterable[Item], threads: int, pixels: bool = False) -> Genera
         for group in _groups(map(_look, items)):
             for image in _decoded(decoder, group):
                 yield image if pixels else replace(image, pixels=None)
-
-
-def check_images(dataset: Dataset, progress: Progress, threads: int) -> None:
-    """Reads and decodes every image of a dataset; `progress(split, done, in all)` hears of each.
-
-    Raises DataError with a line for each image that cannot be trained on.
-    """
-    bad = []
-    for name, split in dataset.splits.items():
-        with closing(Reader(dataset, name)) as reader:
-            sizes = dataset.index(name)[["height", "width"]].tolist()
-            for sample, image in enumerate(checked(_stored(reader), threads)):
-                wrong = not image.fault and (image.height, image.width) != sizes[sample]
-                if fault := "its size is not the index's" if wrong else image.fault:
-                    shard, key = reader.name(sample)
-                    bad.append(f"{key} in {shard} cannot be trained on: {fault}")
-                progress(name, sample + 1, split.samples)
-    if bad:
-        raise DataError("\n".join([*bad, f"{len(bad)} bad images in {dataset.root}; copy or pack the dataset again"]))
-
-
-def _stored(reader: Reader) -> Iterator[Item]:
-    """The images of a split, read a few at a time."""
-    for first in range(0, reader.split.samples, MOST):
-        batch = reader.read(np.arange(first, min(first + MOST, reader.split.samples)))
-        for row, image in enumerate(batch.images()):
-            load = image.tobytes if batch.intact[row] else _broken
-            yield Item(str(first + row), int(batch.labels[row]), load)
-
-
-def _broken() -> bytes:
-    raise BadImage(CHECKSUM)
 
 
 def _look(item: Item) -> Checked:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageOps
 
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigError
-from pipelines.index import Index
+from pipelines.index import BLOCK, Index
 from pipelines.pack import left_out_of
-from pipelines.reader import Reader
 
 COLUMNS, ROWS = 8, 8  # samples on a sheet
 TILE, CAPTION = 128, 16  # px
+AT_ONCE = 16  # images read, of a server
 WIDEST = 40  # characters of a bar
 
 
@@ -24,7 +24,7 @@ def describe(dataset: Dataset) -> str:
     """Text of a few dozen lines. Raises DataError where an index is damaged."""
     made = ", ".join(f"{key} {value}" for key, value in dataset.made.items() if key != "left_out")
     lines = [
-        f"dataset     {dataset.root}",
+        f"dataset     {dataset.place}",
         f"digest      {dataset.digest}",
         f"made        {made}",
         f"left out    {len(left_out_of(dataset))} images that could not be decoded",
@@ -89,10 +89,16 @@ def spread(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
 
 def _tiles(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Image.Image]:
     """The images at one size; grey where one cannot be shown."""
-    with closing(Reader(dataset, "train")) as reader:
-        for data in reader.read(ids).images():
+    shards = dataset.splits["train"].shards
+
+    def read(record: Index) -> bytes:
+        begin = int(record["block"]) * BLOCK
+        return dataset.objects.part(dataset.locate(shards[record["shard"]].name), begin, begin + int(record["size"]))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for data in pool.map(read, dataset.index("train")[ids]):
             try:
-                with Image.open(io.BytesIO(data.tobytes())) as image:
+                with Image.open(io.BytesIO(data)) as image:
                     yield ImageOps.pad(image.convert("RGB"), (TILE - 4, TILE - 4), color="white")
             except Exception:  # damaged since it was packed: `verify` is what says so
                 yield Image.new("RGB", (TILE - 4, TILE - 4), "grey")

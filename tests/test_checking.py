@@ -7,14 +7,15 @@ import pytest
 
 from jobs import pack as job
 from pipelines import checking
-from pipelines.checking import check_images
 from pipelines.dali import Decoder, Refused
 from pipelines.dataset import open_dataset, verify
 from pipelines.errors import DataError
 from pipelines.pack import left_out_of, pack, packed_alike
 from pipelines.packing.packing import made_of
+from pipelines.packing.run import Here
 from pipelines.sources import BadImage, Item, Source
 from pipelines.sources.folder import folder
+from pipelines.verifying import check_images
 from tests.datasets import edit, make, overwrite, reopened, source
 from tests.jpegs import KINDS, jpeg
 from tests.test_dali import batch, eval_geometry
@@ -74,7 +75,7 @@ def test_exactly_the_undecodable_are_left_out_and_listed(odd, tmp_path):
     assert made.splits["train"].samples == 160 - len(expected)
     assert len(made.splits["train"].counts) == 7  # of 25 images each, less those that are left out
     verify(made, "sha256")
-    check_images(made, lambda *_: None, threads=1)
+    check_images(made, lambda *_: None, Here(1))
 
 
 def test_reasons_say_what_is_wrong(odd, tmp_path):
@@ -195,7 +196,7 @@ def test_decoding_finds_what_hashes_cannot(dataset):
     overwrite(dataset, "train", 20, jpeg(1, 8, 8))
     overwrite(dataset, "val", 2, b"\0", index_too=False)
     with pytest.raises(DataError) as caught:
-        check_images(reopened(dataset), lambda *_: None, threads=1)
+        check_images(reopened(dataset), lambda *_: None, Here(1))
     lines = str(caught.value).splitlines()
     assert [line.split("-")[0] for line in lines[:3]] == ["00000003", "00000020", "00000002"]
     assert "in train-000000.tar cannot be trained on: image file is truncated" in lines[0]

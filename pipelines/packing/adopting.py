@@ -1,10 +1,9 @@
 """Tars that somebody else wrote become a dataset: they are read and checked, an index is made, no byte is changed."""
 
 import hashlib
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import DataError
 from pipelines.index import BLOCK, RECORD
 from pipelines.packing.done import Done
 from pipelines.packing.labels import name_classes, order_chi2
+from pipelines.packing.opened import opened
 from pipelines.packing.run import Tell
 from pipelines.packing.target import Target
 from pipelines.packing.unfinished import Bad, Contents
-from pipelines.remote.objects import Objects
 from pipelines.remote.store import is_url
 from pipelines.sources import BadImage, Item
 from pipelines.sources.samples import Rule, Sample, read_samples
@@ -102,7 +101,7 @@ class ForeignTar:
 
     def run(self, target: Target, bad: Bad, tell: Tell, threads: int) -> Done:
         """See Task; `tell` hears of bytes. Raises DataError where the tar is not plain and whole."""
-        with _opened(self.tar, self.endpoint) as (file, sha256):
+        with opened(self.tar.where, self.tar.size, self.endpoint) as (file, sha256):
             found = _Found(self.rule, file)
             samples = sorted(read_samples(file, self.tar.size, self.tar.where), key=found.begin)
             left_out = self._index(samples, found, bad, tell, threads)
@@ -158,34 +157,6 @@ class _Found:
         image, label = self._rule.image(sample), self._rule.label(sample, self._file)
         number = self.labels.setdefault(label, len(self.labels))
         self.rows.append((0, image.offset // BLOCK, image.size, zlib.crc32(data), number, height, width))
-
-
-@contextmanager
-def _opened(tar: Tar, endpoint: str) -> Iterator[tuple[BinaryIO, str]]:
-    """(the tar as a local file, its sha256); a remote one lies in a file without a name meanwhile."""
-    if is_url(tar.where):
-        with tempfile.TemporaryFile() as file:
-            digest = hashlib.sha256()
-            for part in Objects(endpoint).parts(tar.where, tar.size):
-                digest.update(part)
-                _scratch(file, part)
-            yield file, digest.hexdigest()
-        return
-    try:
-        with open(tar.where, "rb") as local:
-            yield local, hashlib.file_digest(local, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{tar.where} cannot be read: {error.strerror}; repair it") from error
-
-
-def _scratch(file: BinaryIO, part: bytes) -> None:
-    try:
-        file.write(part)
-    except OSError as error:
-        raise ConfigError(
-            f"TMPDIR is {tempfile.gettempdir()}, which cannot be written: {error.strerror}; a tar of the source has to "
-            "fit in there for each worker"
-        ) from error
 
 
 def refusal(split: str, name: str, reason: str) -> DataError:

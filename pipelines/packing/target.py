@@ -27,6 +27,7 @@ from pipelines.remote.store import NotThere, Store, StoreError, is_url
 T = TypeVar("T")
 PLAN, LOCK = f"{UNFINISHED}/plan.json", f"{UNFINISHED}/lock"
 PART = ".part"
+BUCKETS = ("s3://", "gs://", "az://")
 
 
 class Target:
@@ -36,6 +37,8 @@ class Target:
     """
 
     def __init__(self, place: str, endpoint: str = "") -> None:
+        if is_url(place) and not place.startswith(BUCKETS):
+            raise ConfigError(f"--out is {place}; a folder, or a URL of {', '.join(BUCKETS)} is needed")
         self.place, self.endpoint = place, endpoint
         self.folder = None if is_url(place) else Path(place)
 
