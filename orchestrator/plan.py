@@ -25,6 +25,7 @@ class Counts:
     val_samples: int
     classes: int
     stated: bool = True  # False: the official counts of a dataset that is not there yet
+    train_bytes: int = 0  # of all training shards, where they are streamed
 
 
 # For `--dry-run` before anything is packed. Official counts; shards as the packer cuts them.
@@ -104,7 +105,9 @@ def make_plan(config: RunConfig, counts: Counts) -> Plan:
 
 def counts_of(dataset: Dataset) -> Counts:
     """What a plan needs of a dataset."""
-    return Counts(dataset.splits["train"].counts, dataset.splits["val"].samples, len(dataset.classes))
+    train = dataset.splits["train"]
+    size = sum(shard.bytes for shard in train.shards) if dataset.streamed else 0
+    return Counts(train.counts, dataset.splits["val"].samples, len(dataset.classes), train_bytes=size)
 
 
 def plan_counts(config: RunConfig) -> Counts:
@@ -174,6 +177,8 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
         f"run        {plan.epochs} epochs = {plan.steps:,} steps",
         "rate       " + ", ".join(f"{rate(s):.4g} at step {s:,}" for s in marks),
     ]
+    if counts.train_bytes:
+        lines.insert(3, f"streamed   {_streamed(config, counts)}")
     for world in sorted({most, max(most - 1, 1)}, reverse=True):  # one lost is what a user should know before
         shares = [len(lanes_of(r, world, config.data.lanes)) for r in range(world)]
         shown = " + ".join(map(str, shares)) if world <= 8 else f"{max(shares)} at most"
@@ -181,3 +186,13 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
             f"workers    {world}: lanes {shown}, {efficiency(config.data.lanes, world):.0%} of their time used"
         )
     return "\n".join(lines)
+
+
+def _streamed(config: RunConfig, counts: Counts) -> str:
+    """What a node's cache is asked for."""
+    shards, streams, total = len(counts.train_shards), config.data.streams, counts.train_bytes
+    window = min(config.data.window or shards, -(-shards // streams)) * total / shards
+    gb = [f"{size / 1e9:,.2f} GB" for size in (total, total / streams, window)]
+    return (
+        f"{gb[0]} in {streams} streams of {gb[1]}; a node holds those of its lanes, of each at least a window: {gb[2]}"
+    )

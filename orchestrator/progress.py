@@ -125,10 +125,15 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def fetched_line(fetched: Mapping[str, int]) -> str:
     """What came over the network, for a person."""
-    line = f"{fetched['shards']:,} shards, {fetched['shard_bytes'] / 1e9:,.3f} GB"
+    line = f"{fetched['shards']:,} shards, {size(fetched['shard_bytes'])}"
     if fetched["samples"]:
-        line += f"; {fetched['samples']:,} images before their shard, {fetched['sample_bytes'] / 1e6:,.1f} MB"
+        line += f"; {fetched['samples']:,} images before their shard, {size(fetched['sample_bytes'])}"
     return line + (f"; {fetched['retries']:,} requests made again" if fetched["retries"] else "")
+
+
+def size(count: int) -> str:
+    """5000000 -> '5.0 MB', 145e9 -> '145.0 GB'."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def clock(seconds: float) -> str:

@@ -167,7 +167,7 @@ def test_a_rank_that_waits_for_data_does_not_trip_the_others_timeout(command, se
     result = json.loads((tmp_path / "runs" / "late" / "result.json").read_text())
     assert (result["status"], result["restarts"]) == ("finished", 0)
     assert result["fetched"]["shards"] == len(once(digits))
-    assert f"fetched        {len(once(digits))} shards, 0.00" in out
+    assert f"fetched        {len(once(digits))} shards, " in out
 
 
 @pytest.mark.slow
