@@ -114,7 +114,8 @@ def _run(
         from orchestrator.cluster import session, tasks  # ray takes seconds to import
 
         with session.session(0):
-            edge.say(f"{args.doing} with Ray tasks on {len(session.nodes())} nodes")
+            nodes = len(session.nodes())
+            edge.say(f"{args.doing} with Ray tasks on {nodes} node{'s' * (nodes != 1)}")
             yield tasks.RayTasks(args.workers or tasks.cpus(), paths, out)
 
 
