@@ -192,7 +192,12 @@ def _streamed(config: RunConfig, counts: Counts) -> str:
     """What a node's cache is asked for."""
     shards, streams, total = len(counts.train_shards), config.data.streams, counts.train_bytes
     window = min(config.data.window or shards, -(-shards // streams)) * total / shards
-    gb = [f"{size / 1e9:,.2f} GB" for size in (total, total / streams, window)]
+    whole, stream, held = (in_bytes(size) for size in (total, total / streams, window))
     return (
-        f"{gb[0]} in {streams} streams of {gb[1]}; a node holds those of its lanes, of each at least a window: {gb[2]}"
+        f"{whole} in {streams} streams of {stream}; a node keeps those of its lanes, a window of each ({held}) at least"
     )
+
+
+def in_bytes(count: float) -> str:
+    """5000000 -> '5.0 MB', 145e9 -> '145.0 GB'."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, in_bytes
 from orchestrator.state.register import NAME, BadImage, Register
 from orchestrator.tracking import Metric, Tracker
 
@@ -125,15 +125,10 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 def fetched_line(fetched: Mapping[str, int]) -> str:
     """What came over the network, for a person."""
-    line = f"{fetched['shards']:,} shards, {size(fetched['shard_bytes'])}"
+    line = f"{fetched['shards']:,} shards, {in_bytes(fetched['shard_bytes'])}"
     if fetched["samples"]:
-        line += f"; {fetched['samples']:,} images before their shard, {size(fetched['sample_bytes'])}"
+        line += f"; {fetched['samples']:,} images before their shard, {in_bytes(fetched['sample_bytes'])}"
     return line + (f"; {fetched['retries']:,} requests made again" if fetched["retries"] else "")
-
-
-def size(count: int) -> str:
-    """5000000 -> '5.0 MB', 145e9 -> '145.0 GB'."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def clock(seconds: float) -> str:

@@ -215,10 +215,12 @@ def test_an_outage_is_waited_for(server, packed, cache):
 
 
 def test_a_server_without_ranges_gives_whole_shards(server, packed, cache):
+    said = []
     server.fault = always(NoRanges())
-    with supplied(server, cache) as supply:
+    with supplied(server, cache, said) as supply:
         read_all(supply, packed)
         assert supply.fetched.samples == 0
+    assert any("gives whole objects only" in text for text in said)
     assert cache.present() >= {s.sha256 for split in packed.splits.values() for s in split.shards}
 
 

@@ -38,7 +38,7 @@ class Fetched:
 
 
 class Counter:
-    """Counts from several threads; `warn` hears of what is tried again."""
+    """Counts from several threads; `warn` hears of what is tried again, and of other news."""
 
     def __init__(self, warn: Callable[[str], None] = lambda _: None) -> None:
         self._warn, self._lock, self._total = warn, threading.Lock(), Fetched()
@@ -53,6 +53,10 @@ class Counter:
         """A request that is made again."""
         self.add(retries=1)
         self._warn(f"{error}; trying again")
+
+    def note(self, text: str) -> None:
+        """What a person should know."""
+        self._warn(text)
 
     @property
     def total(self) -> Fetched:
@@ -73,6 +77,7 @@ def transfer(store: Store, name: str, size: int, file: int, patience: Patience, 
         try:
             (part,) = patience(lambda: store.ranges(name, [begin], [end]), counter.failed)  # noqa: B023  called here
         except NoRanges:
+            counter.note(f"{store.place} gives whole objects only, so the first batch waits for its shards")
             return patience(lambda: _whole(store, name, size, file, counter), counter.failed)
         _write(file, part, begin)
         digest.update(part)
