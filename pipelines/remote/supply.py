@@ -153,6 +153,7 @@ class Supply:
         try:
             if self.cache.bring(entry, fill, self._later(entry), self._closed.is_set):
                 self._counter.add(shards=int(not entry.where.endswith(".index")))
+            self._sleep(0)
         except OSError as error:
             raise NoRoom(f"data.cache = {self.cache.folder} cannot be written ({error.strerror})") from error
 
@@ -160,6 +161,7 @@ class Supply:
         return Patience(wait_s, "data.wait_seconds", sleep=self._sleep)
 
     def _sleep(self, seconds: float) -> None:
+        """A pause that ends, with an error, when the supply is closed."""
         if self._closed.wait(seconds):
             raise DataError("the run ends")
 
