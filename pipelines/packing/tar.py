@@ -6,7 +6,6 @@ The bytes are those of `webdataset.TarWriter(mtime=0)`, which takes three times 
 import hashlib
 import tarfile
 import zlib
-from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
@@ -27,9 +26,8 @@ class TarWriter:
 
     def add(self, key: str, image: bytes, label: int, height: int, width: int) -> None:
         """One sample. key: ASCII, at most 95 characters. height, width: as stored, px. Raises OSError."""
-        before = _label_member(label)
-        self._write(header(f"{key}.cls", before[0]) + before[1])
-        self._write(header(f"{key}.jpg", len(image)))
+        text = b"%d" % label
+        self._write(header(f"{key}.cls", len(text)) + text.ljust(BLOCK, b"\0") + header(f"{key}.jpg", len(image)))
         self._rows.append((0, self.bytes // BLOCK, len(image), zlib.crc32(image), label, height, width))
         self._write(image)
         self._write(bytes(-len(image) % BLOCK))
@@ -47,14 +45,23 @@ class TarWriter:
 
 
 def header(name: str, size: int) -> bytes:
-    """The block before a member's data."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.uname, info.gname = size, MODE, OWNER, OWNER
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    """The block before a member's data. name: ASCII, at most 100 characters; size: below 8 GB."""
+    block, letters, digits = bytearray(BLANK), name.encode("ascii"), b"%011o" % size
+    block[: len(letters)] = letters
+    block[SIZE] = digits
+    block[CHECKSUM] = b"%06o\0" % (BLANK_SUM + sum(letters) + sum(digits))
+    return bytes(block)
 
 
-@lru_cache(maxsize=1024)
-def _label_member(label: int) -> tuple[int, bytes]:
-    """(bytes of a label, the label with its padding)."""
-    text = str(label).encode()
-    return len(text), text.ljust(BLOCK, b"\0")
+def _blank() -> bytearray:
+    """A header without name, size and checksum, which counts as spaces in itself."""
+    info = tarfile.TarInfo()
+    info.mode, info.uname, info.gname = MODE, OWNER, OWNER
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[SIZE], block[CHECKSUM] = bytes(11), b" " * 7
+    return block
+
+
+SIZE, CHECKSUM = slice(124, 135), slice(148, 155)
+BLANK = _blank()
+BLANK_SUM = sum(BLANK)
