@@ -1,5 +1,6 @@
 """The edge of every command: argv in, exit code out, one line on stderr for what went wrong."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,11 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr, flush=True)
         code = 128 + (signal.SIGTERM if stop.args == (signal.SIGTERM,) else signal.SIGINT)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else Python complains when it flushes at the end
+        code = 128 + signal.SIGPIPE
     sys.exit(code)
 
 
