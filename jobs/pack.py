@@ -190,7 +190,7 @@ def _contents(dataset: Dataset) -> str:
 
 def _say_left_out(left_out: Sequence[LeftOut]) -> None:
     if left_out:
-        edge.say(f"left out {len(left_out)} images that cannot be decoded (dataset.json lists them all):")
+        edge.say(f"left out {len(left_out)} images that cannot be used (dataset.json lists them all):")
     for one in left_out[:MOST_SHOWN]:
         edge.say(f"  {one['split']}  {one['name']}: {one['reason']}")
     if len(left_out) > MOST_SHOWN:

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageOps
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigError
 from pipelines.index import BLOCK, Index
-from pipelines.pack import left_out_of
+from pipelines.pack import MEASURED, left_out_of
+from pipelines.packing.labels import describe_order
 
 COLUMNS, ROWS = 8, 8  # samples on a sheet
 TILE, CAPTION = 128, 16  # px
@@ -22,20 +23,26 @@ WIDEST = 40  # characters of a bar
 
 def describe(dataset: Dataset) -> str:
     """Text of a few dozen lines. Raises DataError where an index is damaged."""
-    made = ", ".join(f"{key} {value}" for key, value in dataset.made.items() if key != "left_out")
+    made = ", ".join(f"{key} {_plain(value)}" for key, value in dataset.made.items() if key not in MEASURED)
     lines = [
         f"dataset     {dataset.place}",
         f"digest      {dataset.digest}",
         f"made        {made}",
-        f"left out    {len(left_out_of(dataset))} images that could not be decoded",
+        f"left out    {len(left_out_of(dataset))} images that could not be used",
         f"classes     {len(dataset.classes)}: {_few(dataset.classes)}",
     ]
+    if chi2 := dataset.made.get("order_chi2"):
+        lines.append(f"order       {describe_order(chi2, len(dataset.classes), len(dataset.splits['train'].shards))}")
     indices = {name: dataset.index(name) for name in dataset.splits}
     lines += [_split_line(dataset, name, index) for name, index in indices.items()]
     index = np.concatenate(list(indices.values()))
     lines += ["", "short side, px", *histogram(np.minimum(index["height"], index["width"]))]
     lines += ["", "encoded image, bytes", *histogram(index["size"])]
     return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _few(classes: tuple[str, ...]) -> str:

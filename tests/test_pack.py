@@ -128,6 +128,32 @@ def test_progress_is_lines_where_there_is_no_terminal(folders, tmp_path, capsys,
     assert all(re.search(r", [\d,]+ a second, \d+ s left$", line) for line in lines)
 
 
+def test_the_rate_is_of_what_came_since_it_was_begun(capsys, monkeypatch):
+    """400 images were done by an earlier packer; of the other 600 six take a second each."""
+    now = iter(range(100, 200, 6))
+    monkeypatch.setattr(bar.time, "monotonic", lambda: next(now))
+    with bar.Bar() as shown:
+        for done in (400, 406, 412):
+            shown.show("train", done, 1000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "train 406 of 1,000 images, 1 a second, 594 s left",
+        "train 412 of 1,000 images, 1 a second, 588 s left",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path):
+    """As `script` sees it: on a terminal of its own."""
+    if not shutil.which("script"):
+        pytest.skip("no `script` here to make a terminal")
+    line = f"{sys.executable} -m jobs.pack digits --out {tmp_path}/digits"
+    shown = subprocess.run(["script", "-qec", line, "/dev/null"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0
+    assert "100%" in shown.stdout
+    assert "1,437 of 1,437 images" in shown.stdout
+    assert "a second" in shown.stdout
+
+
 def test_the_same_again_is_said_and_a_changed_source_is_refused(folders, tmp_path, capsys):
     assert job.main(flags(folders, tmp_path / "out")) == 0
     assert job.main(flags(folders, tmp_path / "out")) == 0
@@ -199,6 +225,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(folders, tmp_path, what):
         (["digits", "--out", "x", "--shard-samples", "many"], "argument --shard-samples: it is 'many'; a whole number"),
         (["digits", "--out", "x", "--seed=-1"], "argument --seed: it is '-1'; a whole number in 0"),
         (["folder", "--out", "x", "--train", "t"], "the following arguments are required: --val"),
+        (["tars", "--out", "x", "--train", "t"], "the following arguments are required: --val"),
+        (
+            ["tars", "--out", "x", "--train", "t", "--val", "v", "--image", "jpg,"],
+            "argument --image: it is 'jpg,'; ext",
+        ),
+        (["tars", "--out", "x", "--train", "t", "--val", "v", "--label", "xml:id"], "argument --label: it is 'xml:id'"),
+        (["digits", "--out", "x", "--workers", "0"], "argument --workers: it is '0'; a whole number in 1"),
     ],
 )
 def test_wrong_flags_are_settings(argv, says):

@@ -116,7 +116,7 @@ class Target:
         try:
             yield
         finally:
-            if not (self.folder / PLAN).exists():
+            if _is_at(lock, self.folder / LOCK) and not (self.folder / PLAN).exists():
                 self.forget()
             os.close(lock)
             if not empty_before:
@@ -129,15 +129,13 @@ class Target:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when a packer is killed
-                if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+                if _is_at(lock, folder / LOCK):  # and not removed by whoever had it
                     return lock
             except BlockingIOError:
                 os.close(lock)
                 raise ConfigError(
                     f"--out {self.place} is being packed by another process; wait for it, or name another"
                 ) from None
-            except FileNotFoundError:  # whoever had it has just finished, and removed it
-                pass
             os.close(lock)
 
     @cached_property
@@ -199,6 +197,13 @@ class Staged:
         self.file.flush()
         os.fsync(self.file.fileno())
         self._place()
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:
