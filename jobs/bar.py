@@ -37,7 +37,7 @@ class Bar:
         )
         self._progress = Progress(*columns, disable=not sys.stdout.isatty())
         self._counted: dict[str, _Counted] = {}
-        self._said = time.monotonic()
+        self._said = 0.0
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -58,6 +58,7 @@ class Bar:
         now = time.monotonic()
         if what not in self._counted:
             self._counted[what] = _Counted(self._progress.add_task(what, total=total, shown=""), now, done)
+            self._said = now  # a rate over a moment would mislead
         first = self._counted[what]
         rate = (done - first.done) / max(now - first.began, 1e-9)
         amount = f"{done // unit:,} of {total // unit:,} {units}"

@@ -31,7 +31,7 @@ def describe(dataset: Dataset) -> str:
         f"left out    {len(left_out_of(dataset))} images that could not be used",
         f"classes     {len(dataset.classes)}: {_few(dataset.classes)}",
     ]
-    if chi2 := dataset.made.get("order_chi2"):
+    if (chi2 := dataset.made.get("order_chi2")) is not None:
         lines.append(f"order       {describe_order(chi2, len(dataset.classes), len(dataset.splits['train'].shards))}")
     indices = {name: dataset.index(name) for name in dataset.splits}
     lines += [_split_line(dataset, name, index) for name, index in indices.items()]

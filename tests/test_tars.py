@@ -186,6 +186,29 @@ def test_ours_adopted_have_the_index_that_packing_wrote(ours, tmp_path):
     assert shards == [shard.sha256 for shard in ours.splits["train"].shards]
 
 
+def test_tars_that_are_sorted_are_told(tmp_path, capsys):
+    """Three tars of a class each, beside three in which the classes follow each other."""
+    for name, label in (("sorted", lambda i: i // 12), ("mixed", lambda i: i % 3)):
+        for part in range(3):
+            members = [member for i in range(12 * part, 12 * part + 12) for member in sample(i, label(i))]
+            (tmp_path / f"{name}-{part}.tar").write_bytes(tarred(members))
+        out = str(tmp_path / name)
+        place = ["--train", f"{tmp_path}/{name}-*.tar", "--val", f"{tmp_path}/{name}-0.tar", "--out", out]
+        assert job.main(["tars", *place]) == 0
+        assert job.main(["info", out]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("order")]
+    # chi^2 of (12, 0, 0) against (4, 4, 4) is 24, of 2 degrees of freedom, where a shuffle gives (36 - 12) / 35 of them
+    sorted_by_class = (
+        "chi^2 of the shards' labels is 17.50 a degree of freedom, where a shuffle gives 1: sorted by class"
+    )
+    assert all(sorted_by_class in line and "data.window 0 and data.streams 1" in line for line in said[:2])
+    assert said[2:] == [
+        "order: chi^2 of the shards' labels is 0.00 a degree of freedom, about 1 or less: shuffled",
+        "order       chi^2 of the shards' labels is 0.00 a degree of freedom, about 1 or less: shuffled",
+    ]
+    assert open_dataset(tmp_path / "sorted").made["order_chi2"] == 17.5
+
+
 # -- WebDataset's rule -------------------------------------------------------------------------------------------------
 
 NAMES = ["a.jpg", "d.ir/a.x.jpg", "d.ir/sub/b.JPG", "./c.jpg", "././e/f.jpg", ".hidden.jpg", "no", "x/._y.jpg", "z."]

@@ -62,7 +62,7 @@ def describe_order(chi2: float | None, classes: int, shards: int) -> str:
         return "one shard or class: there is no order among shards"
     said = f"chi^2 of the shards' labels is {chi2:,.2f} a degree of freedom"
     if chi2 < 1.5 + 4 * (2 / max(1, classes - 1) / shards) ** 0.5:
-        return f"{said}, about 1: shuffled"
+        return f"{said}, about 1 or less: shuffled"
     how = "not well shuffled" if chi2 < 5 else "sorted by class, or nearly"
     return (
         f"{said}, where a shuffle gives 1: {how}; pack the images again with a shuffle, or train with data.window 0 "
