@@ -1,25 +1,19 @@
 """Packs a dataset, verifies it, tells what is in it: `python -m jobs.pack digits --out DIR`, `... verify DIR`."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs import edge, pack_flags
+from jobs import edge, pack_flags, pack_run
 from jobs.bar import Bar
-from orchestrator.cluster.environment import prepare
-from orchestrator.settings import Edge
 from pipelines.dataset import Dataset, open_dataset, verify
-from pipelines.errors import ConfigError
 from pipelines.pack import LeftOut, fulfil, left_out_of, packed_alike
 from pipelines.packing.adopting import Adopting
 from pipelines.packing.labels import describe_order
 from pipelines.packing.packing import Packing, made_of
-from pipelines.packing.processes import Processes
-from pipelines.packing.run import Here, Run
 from pipelines.packing.target import Target
 from pipelines.packing.unfinished import Job
 from pipelines.remote.store import is_url
@@ -48,9 +42,9 @@ def _pack(args: argparse.Namespace) -> int:
             edge.say(f"{target.place} is packed already: digest {found.digest[:16]}")
             return 0
         job, began = job_of(), time.monotonic()
-        _check_absolute(args.out)
+        pack_run.check_absolute(args.out)
         shards = sum(job.shards.values())
-        with _run(args, job.few, shards, job.paths, target.folder) as run, _told_if_stopped(target):
+        with pack_run.chosen(args, job.few, shards, job.paths, target.folder) as run, _told_if_stopped(target):
             progress = bar.show_bytes if job.adopts else bar.show
             packed = fulfil(job, target, progress, bad=args.bad, run=run, going_on=_say_going_on)
     _say_left_out(left_out_of(packed))
@@ -95,36 +89,6 @@ def _listed(args: argparse.Namespace, bar: Bar) -> Source:
 
 
 @contextmanager
-def _run(
-    args: argparse.Namespace, few: bool, most: int, paths: Sequence[Path] = (), out: Path | None = None
-) -> Iterator[Run]:
-    """Who does the tasks: this process where there is little to do, else Ray where RAY_ADDRESS names one, or processes.
-
-    most: tasks that there are. paths, out: what Ray's nodes have to see.
-    """
-    cores = len(os.sched_getaffinity(0))
-    if args.workers == 1 or (not args.workers and (few or cores == 1)):
-        yield Here(cores)
-    elif not os.environ.get("RAY_ADDRESS"):
-        count = min(args.workers or cores, most)
-        edge.say(f"{args.doing} with {count} processes")
-        yield Processes(count)
-    else:
-        prepare(Edge.of_environment().home)
-        from orchestrator.cluster import session, tasks  # ray takes seconds to import
-
-        with session.session(0):
-            nodes = len(session.nodes())
-            edge.say(f"{args.doing} with Ray tasks on {nodes} node{'s' * (nodes != 1)}")
-            yield tasks.RayTasks(args.workers or tasks.cpus(), paths, out)
-
-
-def _check_absolute(out: str) -> None:
-    if os.environ.get("RAY_ADDRESS") and not is_url(out) and not Path(out).expanduser().is_absolute():
-        raise ConfigError(f"--out is {out}; on a cluster an absolute folder that every node sees is needed, or a URL")
-
-
-@contextmanager
 def _told_if_stopped(target: Target) -> Iterator[None]:
     try:
         yield
@@ -147,7 +111,7 @@ def _verify(args: argparse.Namespace) -> int:
 
             few = sum(split.samples for split in dataset.splits.values()) < FEW
             verify(dataset, "size")
-            with _run(args, few, len(shards)) as run:
+            with pack_run.chosen(args, few, len(shards)) as run:
                 check_images(dataset, bar.show, run, hashes=True)
         else:
             verify(dataset, "sha256", _bytes_shown(bar, sum(shard.bytes for shard in shards)))

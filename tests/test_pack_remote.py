@@ -9,6 +9,7 @@ from pipelines.dataset import open_dataset
 from pipelines.errors import ClusterError, ConfigError, DataError
 from pipelines.pack import pack
 from pipelines.packing.target import Target
+from pipelines.packing.unfinished import Unfinished
 from pipelines.remote.store import Store
 from tests.datasets import make, overwrite, source
 from tests.faults import ACCESS_DENIED, Cut, Status, always, first
@@ -93,6 +94,15 @@ def test_a_bucket_that_holds_something_else(bucket):
     with pytest.raises(ConfigError, match=r"--out s3://.*/data holds something else; name a new folder"):
         put(bucket)
     assert set(contents(bucket)) == {"data/thesis.txt"}
+
+
+def test_two_that_begin_at_once_in_a_bucket(bucket, monkeypatch):
+    """Both found it empty; the plan is there once."""
+    Store(bucket.url, bucket.endpoint).write("data/.packing/plan.json", b"{}")
+    monkeypatch.setattr(Unfinished, "_begun", lambda _: None)
+    with pytest.raises(ConfigError, match="is being packed by another process; wait for it, or name another"):
+        put(bucket)
+    assert contents(bucket) == {"data/.packing/plan.json": b"{}"}
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(bucket, whole):

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -77,6 +78,13 @@ class Target:
             staged.file.write(data)
             staged.keep()
 
+    def create(self, name: str, data: bytes) -> bool:
+        """As `write`; False where somebody else was first, in a bucket."""
+        if self.folder is None:
+            return self._asked(lambda: self._store.create(name, data))
+        self.write(name, data)
+        return True
+
     @contextmanager
     def staged(self, name: str) -> Iterator["Staged"]:
         """A file to fill; it is put in its place by `keep`, else gone afterwards."""
@@ -101,7 +109,7 @@ class Target:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other packers out of a folder. A bucket needs none: all that pack there write the same bytes.
+        """Keeps other packers out of a folder. In a bucket the plan does: all that follow it write the same bytes.
 
         A folder that this made is gone afterwards if it is empty. Raises ConfigError where another one is at work.
         """
@@ -123,6 +131,10 @@ class Target:
                 with suppress(OSError):
                     self.folder.rmdir()
 
+    def busy(self) -> ConfigError:
+        """Another one packs there."""
+        return ConfigError(f"--out {self.place} is being packed by another process; wait for it, or name another")
+
     def _lock(self, folder: Path) -> int:
         while True:
             (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
@@ -133,9 +145,7 @@ class Target:
                     return lock
             except BlockingIOError:
                 os.close(lock)
-                raise ConfigError(
-                    f"--out {self.place} is being packed by another process; wait for it, or name another"
-                ) from None
+                raise self.busy() from None
             os.close(lock)
 
     @cached_property
@@ -150,14 +160,13 @@ class Target:
                 yield Staged(file, lambda: self._asked(lambda: self._store.write_file(name, path)))
             return
         place = self.folder / name
-        # Of its own, as Ray may give a task again while the first one is not quite dead.
-        number, part = tempfile.mkstemp(PART, f"{place.name}.", self.folder / UNFINISHED)
+        # A name of its own, as Ray may give a task again while the first one is not quite dead.
+        part = self.folder / UNFINISHED / f"{place.name}.{uuid.uuid4().hex}{PART}"
         try:
-            with open(number, "wb", buffering=1 << 20) as file:
-                os.fchmod(number, 0o666 & ~_umask())
-                yield Staged(file, lambda: Path(part).replace(place))
+            with part.open("xb", buffering=1 << 20) as file:
+                yield Staged(file, lambda: part.replace(place))
         finally:
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
 
     def _if_there(self, request: Callable[[], T]) -> T | None:
         try:
@@ -204,9 +213,3 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _umask() -> int:
-    """Python can only tell it by setting it."""
-    os.umask(umask := os.umask(0o077))
-    return umask

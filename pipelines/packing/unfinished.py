@@ -95,14 +95,16 @@ class Unfinished:
         self._job, self._target = job, target
         self._places = [(split, number) for split, count in job.shards.items() for number in range(count)]
         self.done: dict[Place, Done] = {}
-        plan = {"made": dict(job.made), "shards": dict(job.shards)}
+        text = json.dumps({"made": dict(job.made), "shards": dict(job.shards)})
         if (begun := self._begun()) is None:
             self._check_free()
-        else:
-            self.done = self._found()
-            if self._differs(begun, plan):
-                self._give_way(begun, plan)
-        target.write(PLAN, json.dumps(plan).encode())
+            if not target.create(PLAN, text.encode()):
+                raise target.busy()
+            return
+        self.done = self._found()
+        if begun != (plan := json.loads(text)):
+            self._take_over(begun, plan)
+            target.write(PLAN, text.encode())
 
     @property
     def total(self) -> int:
@@ -117,23 +119,27 @@ class Unfinished:
     def finish(self, bad: Bad, run: Run, progress: Callable[[str, int, int], None]) -> None:
         """Makes what is missing. progress(split, done, in all) hears first of what is done already."""
         if bad == "refuse":
-            for (split, _), done in self.done.items():
-                for name, reason in done.left_out:
-                    raise self._job.refusal(split, name, reason)
+            self._refuse_what_was_left_out()
         counts = dict.fromkeys(self._job.shards, 0)
-
-        def tell(task: Task, more: int) -> None:
-            counts[task.split] += more
-            progress(task.split, counts[task.split], self._job.sizes[task.split])
-
         for split, number in self.done:
             counts[split] += self._job.size(split, number)
         for split, count in counts.items():
             if count:
                 progress(split, count, self._job.sizes[split])
-        todo = (self._job.task(*place) for place in self._places if place not in self.done)
+
+        def tell(task: Task, more: int) -> None:
+            counts[task.split] += more
+            progress(task.split, counts[task.split], self._job.sizes[task.split])
+
+        missing = [place for place in self._places if place not in self.done]
+        todo = (self._job.task(*place) for place in missing)
         for task, done in run(partial(_make, self._target, bad), todo, tell):
             self.done[task.split, task.number] = done
+
+    def _refuse_what_was_left_out(self) -> None:
+        for (split, _), done in self.done.items():
+            for name, reason in done.left_out:
+                raise self._job.refusal(split, name, reason)
 
     def shards(self, split: str) -> list[Done]:
         """Of a split, in order."""
@@ -159,15 +165,13 @@ class Unfinished:
             what = "a dataset that was made in another way" if MANIFEST in taken else "something else"
             raise ConfigError(f"--out {self._target.place} holds {what}; name a new folder, or remove it")
 
-    def _differs(self, begun: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
-        return begun != json.loads(json.dumps(plan))
-
-    def _give_way(self, begun: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    def _take_over(self, begun: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Another job is not lost for this one, unless it had not come to anything."""
+        was, now = ({**each["made"], "shards": each["shards"]} for each in (begun, plan))
         if self.done:
             raise ConfigError(
                 f"--out {self._target.place} holds unfinished packing that was begun in another way "
-                f"({differences(begun['made'], plan['made'])}); give that command again to finish it, name another "
+                f"({differences(was, now)}); give that command again to finish it, name another "
                 f"folder, or remove it"
             )
         if begun["made"].get("source") != "tars":
@@ -213,4 +217,4 @@ def _place(name: str) -> Place:
 
 
 def _short(value: object) -> str:
-    return "not set" if value is None else str(value)[:16]
+    return "not set" if value is None else str(value)[:32]
