@@ -29,9 +29,13 @@ MOST_SHOWN = 20
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 done, 2 setting, 3 data, 4 a cluster, server or process that failed."""
-    args = pack_flags.parser(_pack, _verify, _info).parse_args(argv)
+    args = _parser().parse_args(argv)
     act: Callable[[argparse.Namespace], int] = args.act
     return act(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    return pack_flags.parser(_pack, _verify, _info)
 
 
 def _pack(args: argparse.Namespace) -> int:

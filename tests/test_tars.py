@@ -415,7 +415,7 @@ def test_patterns(place, pattern, names):
     [
         (["c-*.tar"], ConfigError, "--train is '.*c-.*tar', which names no tar that is there"),
         (["b-{0..2}.tar"], DataError, r"b-2\.tar is missing"),
-        (["b-{0..1.tar"], ConfigError, "--train is '.*', whose braces do not match"),
+        (["b-{0..1.tar"], ConfigError, "--train is '.*', whose braces cannot be read"),
         (["b-0.tar", "b-*.tar"], ConfigError, r"--train names .*b-0\.tar twice"),
     ],
 )

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import quote
 
+from braceexpand import braceexpand
+
 from pipelines.dataset import ASKED_AT_ONCE
 from pipelines.errors import ConfigError
 from pipelines.remote.objects import Objects
@@ -55,14 +57,12 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def _expand(flag: str, pattern: str, endpoint: str) -> list[str]:
     """Paths, absolute, or URLs."""
-    import braceexpand  # installed with webdataset, whose patterns these are
-
     if Path(pattern).is_file():
         return [str(Path(pattern).absolute())]
     try:
-        names = list(braceexpand.braceexpand(pattern))
+        names = list(braceexpand(pattern))
     except ValueError as error:
-        raise ConfigError(f"{flag} is '{pattern}', whose braces do not match ({error})") from error
+        raise ConfigError(f"{flag} is '{pattern}', whose braces cannot be read: {error}") from error
     found = [where for name in names for where in (_at_url if is_url(name) else _at_path)(flag, name, endpoint)]
     if not found:
         raise ConfigError(f"{flag} is '{pattern}', which names no tar that is there; look at the path")
