@@ -340,21 +340,38 @@ def test_a_bad_image_in_another_process_is_the_same_sentence(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not MINI.exists(), reason="no ImageNet sample on this machine (SKIPLANE_TEST_DATA)")
 def test_a_real_one_killed_half_way_is_the_same_dataset(tmp_path):
-    """One process undisturbed, two that are killed, three that go on."""
+    """One process undisturbed; two whose packer is killed when half of the images are done; three that go on."""
     flags = [word for name, path in MINI_TARS.items() for word in (f"--{name}", str(path))]
     line = [sys.executable, "-m", "jobs.pack", "ilsvrc", *flags, "--expect", "any", "--shard-samples", "40"]
 
-    def packer(out: str, workers: int) -> subprocess.Popen:
-        line_for = [*line, "--out", str(tmp_path / out), "--workers", str(workers)]
-        return subprocess.Popen(line_for, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    def packed(out: str, workers: int) -> str:
+        command = [*line, "--out", str(tmp_path / out), "--workers", str(workers)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    undisturbed, cut = packer("whole", 1), packer("cut", 2)
-    wait_until(lambda: done_in(tmp_path / "cut") >= 5)
-    cut.kill()
-    cut.communicate()
-    assert undisturbed.communicate()[0].count("packed") == 1
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLS_ITSELF, str(tmp_path / "cut")], cwd=ROOT, capture_output=True, timeout=200
+    )
+    assert (killed.returncode, killed.stdout, killed.stderr) == (-signal.SIGKILL, b"", b"")
     with pytest.raises(DataError, match="packing was cut short"):
         open_dataset(tmp_path / "cut")
-    said = packer("cut", 3).communicate()[0]
-    assert "of 13 shards are done" in said
+    done = done_in(tmp_path / "cut")
+    assert 3 <= done <= 8  # 200 images are five shards of 40, and two may be half done
+    assert f"packing with 3 processes\ngoing on: {done} of 13 shards are done\n" in packed("cut", 3)
+    packed("whole", 1)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+KILLS_ITSELF = """
+import os, signal, sys
+from pipelines.pack import pack
+from pipelines.packing.processes import Processes
+from pipelines.sources.ilsvrc import ilsvrc
+from tests.datasets import MINI_TARS
+
+def progress(split, done, total):
+    if done >= 200:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+source = ilsvrc(**MINI_TARS, expect="any")
+pack(source, sys.argv[1], seed=0, shard_samples=40, progress=progress, run=Processes(2))
+"""

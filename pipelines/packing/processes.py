@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -107,16 +107,20 @@ def _worker(work: Work[Any, Any]) -> Iterator[_Worker]:
 
 def _work(work: Work[Any, Any], connection: "Connection[Any, Any]") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        task = connection.recv()
-        teller = _Teller(connection)
-        try:
-            made = "made", work(task, teller, 1)
-        except Exception as error:
-            error.add_note(traceback.format_exc())
-            made = "failed", error
-        teller.flush()
-        connection.send(made)
+    with suppress(EOFError, OSError):  # the parent has gone
+        while True:
+            connection.send(_done(work, connection.recv(), _Teller(connection)))
+    os._exit(1)
+
+
+def _done(work: Work[Any, Any], task: object, tell: "_Teller") -> tuple[str, Any]:
+    try:
+        made = "made", work(task, tell, 1)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        made = "failed", error
+    tell.flush()
+    return made
 
 
 def _end_with_parent() -> None:

@@ -117,24 +117,30 @@ class Unfinished:
         return f"{len(self.done):,} of {self.total:,} shards are done and kept: the same command goes on"
 
     def finish(self, bad: Bad, run: Run, progress: Callable[[str, int, int], None]) -> None:
-        """Makes what is missing. progress(split, done, in all) hears first of what is done already."""
+        """Makes what is missing. progress(split, done, in all) also hears of what is done already."""
         if bad == "refuse":
             self._refuse_what_was_left_out()
-        counts = dict.fromkeys(self._job.shards, 0)
-        for split, number in self.done:
-            counts[split] += self._job.size(split, number)
-        for split, count in counts.items():
-            if count:
-                progress(split, count, self._job.sizes[split])
-
-        def tell(task: Task, more: int) -> None:
-            counts[task.split] += more
-            progress(task.split, counts[task.split], self._job.sizes[task.split])
-
+        tell = self._counter(progress)
         missing = [place for place in self._places if place not in self.done]
         todo = (self._job.task(*place) for place in missing)
         for task, done in run(partial(_make, self._target, bad), todo, tell):
             self.done[task.split, task.number] = done
+
+    def _counter(self, progress: Callable[[str, int, int], None]) -> Callable[[Task, int], None]:
+        """Adds up what tasks tell, by split, to what was done before; that is told just before the first of it."""
+        counts = dict.fromkeys(self._job.shards, 0)
+        for split, number in self.done:
+            counts[split] += self._job.size(split, number)
+        before = dict(counts)
+
+        def tell(task: Task, more: int) -> None:
+            split, total = task.split, self._job.sizes[task.split]
+            if done := before.pop(split, 0):
+                progress(split, done, total)
+            counts[split] += more
+            progress(split, counts[split], total)
+
+        return tell
 
     def _refuse_what_was_left_out(self) -> None:
         for (split, _), done in self.done.items():
