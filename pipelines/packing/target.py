@@ -23,11 +23,12 @@ from pipelines.dataset import UNFINISHED
 from pipelines.errors import ClusterError, ConfigError
 from pipelines.remote.objects import ASKING_S
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import NotThere, Store, StoreError, is_url
+from pipelines.remote.store import Denied, NotThere, Store, StoreError, is_url
 
 T = TypeVar("T")
 PLAN, LOCK = f"{UNFINISHED}/plan.json", f"{UNFINISHED}/lock"
 PART = ".part"
+CREDENTIALS = "the environment of this process needs credentials that may write there (AWS_*, GOOGLE_*, AZURE_*)"
 BUCKETS = ("s3://", "gs://", "az://")
 
 
@@ -181,7 +182,8 @@ class Target:
             return Patience(ASKING_S)(request)
         except StoreError as error:
             kind = ClusterError if error.passes else ConfigError
-            raise kind(f"--out: {error}; make room there, or look at its address and its credentials") from error
+            hint = CREDENTIALS if isinstance(error, Denied) else "look at the store, and at --out and --endpoint"
+            raise kind(f"--out: {error}; {hint}") from error
 
     @contextmanager
     def _told(self) -> Iterator[None]:
