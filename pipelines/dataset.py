@@ -106,9 +106,9 @@ class Dataset:
         """The records of a split, checked. Raises DataError."""
         part = self.splits[split]
         where = self.locate(part.index)
-        return self.parsed(split, b"".join(self.objects.parts(where, self.objects.size(where))))
+        return self.parsed(split, self.objects.whole(where))
 
-    def parsed(self, split: str, data: bytes) -> Index:
+    def parsed(self, split: str, data: bytes | memoryview) -> Index:
         """The records of a split from the bytes of its index. Raises DataError where they are not those."""
         part = self.splits[split]
         records = parse_index(data, part.index_sha256, self.locate(part.index))

@@ -31,11 +31,13 @@ def write_index(path: Path, index: Index) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def parse_index(data: bytes, sha256: str, where: str) -> Index:
+def parse_index(data: bytes | memoryview, sha256: str, where: str) -> Index:
     """The records in the bytes of the index at `where`. Raises DataError where they are not those that were written."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(f"index {where} does not match its checksum in dataset.json; copy or pack the dataset again")
-    return np.frombuffer(data, RECORD)
+    records = np.frombuffer(data, RECORD)
+    records.flags.writeable = False
+    return records
 
 
 def key_of(header: bytes, block: int) -> str:

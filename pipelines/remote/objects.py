@@ -86,6 +86,17 @@ class Objects:
             yield part
             begin += len(part)
 
+    def whole(self, where: str) -> memoryview:
+        """All bytes of a large file or object, held once."""
+        size, at = self.size(where), 0
+        data = memoryview(bytearray(size))
+        for part in self.parts(where, size):
+            if at + len(part) > size:
+                raise DataError(f"{where} has more than the {size:,} bytes that it is said to have")
+            data[at : at + len(part)] = part
+            at += len(part)
+        return data[:at]
+
     def _whole(self, url: str) -> Iterator[bytes]:
         """From a server that gives it whole or not at all: in one request, which is not made again."""
         store, name = self.store(url)
