@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator import settings
 from orchestrator.config import RunConfig, flatten
-from pipelines.errors import SkiplaneError
+from pipelines.errors import DataError, SkiplaneError
+from pipelines.remote import objects
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,9 +31,19 @@ def check_job(words, monkeypatch, tmp_path):
     """Parses a job's command line with the job's own parser; a train or study as a dry run, whole."""
     module, flags = words[2], words[3:]
     monkeypatch.setenv("SKIPLANE_HOME", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
     if module in ("jobs.train", "jobs.study"):
         job = __import__(module, fromlist=["main"])
-        assert job.main([*flags, *([] if "--dry-run" in flags else ["--dry-run"])]) == 0
+        line = [*flags, *([] if "--dry-run" in flags else ["--dry-run"])]
+        if any(word.startswith("s3://") for word in flags):  # every flag is known, and then there is no such bucket
+            monkeypatch.setattr(objects, "ASKING_S", 0.0)
+            with pytest.raises(
+                DataError, match=r"^s3://bucket/imagenet/dataset\.json cannot be read: connection refused"
+            ):
+                job.main([*line, "--data.endpoint", "http://127.0.0.1:1"])
+        else:
+            assert job.main(line) == 0
     elif module == "jobs.evaluate":
         from jobs import evaluate
 
