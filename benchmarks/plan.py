@@ -9,8 +9,9 @@ runs, with nothing kept from one to the next; bytes are those that Python and Nu
 
 Resuming is measured on a dataset with as many records and shards as ImageNet has, each record a real JPEG: a few tars
 of 1,250 images, and hard links to them. It ends with the first batch of 32 images at 224 px, of a worker with one lane
-of eight. Beside it stands what a loader without positions has to do: webdataset reads the samples of its eighth of the
-epoch again, measured over some and scaled.
+of eight: from a folder, from an HTTP server on this host, and from one behind a link of 100 MB/s that all requests
+share, both with an empty cache. Beside it stands what a loader without positions has to do: webdataset reads the
+samples of its eighth of the epoch again, measured over some and scaled.
 """
 
 import argparse
@@ -44,7 +45,8 @@ WINDOW = 16  # shards, as in the ImageNet recipes
 NODE = 8  # lanes of a node
 AT = (0.0, 0.9)  # of the epoch
 TARGET_S = 1.0  # to the first batch, whatever the position
-PLACES = ("folder", "http")
+LINK = 100  # MB/s, of the slower server: about a gigabit a second
+PLACES = ("folder", "http", f"http, {LINK} MB/s")
 T = TypeVar("T")
 CONSOLE = Console(width=140)
 ENOUGH_S, MOST_RUNS = 2.0, 3
@@ -202,8 +204,8 @@ def _resuming(data: Path, setting: Setting, scratch: Path) -> dict[str, Any]:
     shape = Shape(NODE, NODE, setting.micro_batch, WINDOW)
     dataset = enlarged(data, scratch, counts, setting.distinct)
     rounds: dict[str, list[dict[str, float]]] = {f"{place}, {share:.0%}": [] for place in PLACES for share in AT}
-    with Server("http", dataset.root) as server:
-        roots = {"folder": str(dataset.root), "http": server.url}
+    with Server("http", dataset.root) as fast, Server("http", dataset.root, LINK) as slow:
+        roots = dict(zip(PLACES, (str(dataset.root), fast.url, slow.url), strict=True))
         for number in range(-1, setting.rounds):  # the first round warms up, and is not counted
             for place in PLACES:
                 for share in AT:

@@ -13,10 +13,11 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pipelines.errors import ClusterError
@@ -25,16 +26,20 @@ Kind = Literal["http", "s3"]
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 BUCKET = "benchmark"
+PIECE = 1 << 16  # bytes that a link sends at once
 SENT = "/-/sent"  # what is asked for how much was sent
 PUBLIC = {"x-amz-acl": "public-read"}  # for clients that cannot sign
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
 
 
 class Server:
-    """Serves a folder while the context lasts. S3's bucket holds what is in the folder when it starts."""
+    """Serves a folder while the context lasts. S3's bucket holds what is in the folder when it starts.
 
-    def __init__(self, kind: Kind, folder: Path) -> None:
-        self.kind, self._folder = kind, folder
+    link: MB/s that all connections to the HTTP server share; 0: as fast as it can.
+    """
+
+    def __init__(self, kind: Kind, folder: Path, link: int = 0) -> None:
+        self.kind, self._folder, self._link = kind, folder, link
 
     @property
     def url(self) -> str:
@@ -62,7 +67,7 @@ class Server:
         return int(self._ask("GET", SENT))
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "benchmarks.servers", self.kind, str(self._folder.absolute())]
+        command = [sys.executable, "-m", "benchmarks.servers", self.kind, str(self._folder.absolute()), str(self._link)]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin
         assert self._process.stdout
@@ -114,11 +119,25 @@ class _Count:
             self.total += sent
 
 
+class Link:
+    """A wire that sends so many bytes a second, one piece after the other, whoever's they are."""
+
+    def __init__(self, rate: float) -> None:
+        self._lock, self._rate, self._free = threading.Lock(), rate, 0.0
+
+    def due(self, size: int, now: float) -> float:
+        """When a piece that is given to it now is through; seconds of the same clock."""
+        with self._lock:
+            self._free = max(self._free, now) + size / self._rate
+            return self._free
+
+
 class _Files(BaseHTTPRequestHandler):
     """One connection; the kernel copies from file to socket."""
 
     folder: Path
     count: _Count
+    link: Link | None
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -149,7 +168,16 @@ class _Files(BaseHTTPRequestHandler):
             else:
                 self._head(416 if asked else 200, end - begin if begin < end else 0)
             if body and begin < end:
-                self.count.add(self.connection.sendfile(file, begin, end - begin))
+                self._send(file, begin, end)
+
+    def _send(self, file: BinaryIO, begin: int, end: int) -> None:
+        piece = PIECE if self.link else end - begin
+        for at in range(begin, end, piece):
+            size = min(piece, end - at)
+            if self.link:
+                now = time.monotonic()
+                time.sleep(self.link.due(size, now) - now)
+            self.count.add(self.connection.sendfile(file, at, size))
 
     def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -166,8 +194,9 @@ class _Listener(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def _files(folder: Path) -> ThreadingHTTPServer:
-    return _Listener((HOST, 0), type("Files", (_Files,), {"folder": folder.resolve(), "count": _Count()}))
+def _files(folder: Path, link: int) -> ThreadingHTTPServer:
+    kept = {"folder": folder.resolve(), "count": _Count(), "link": Link(link * 1e6) if link else None}
+    return _Listener((HOST, 0), type("Files", (_Files,), kept))
 
 
 def _moto() -> Any:
@@ -195,8 +224,8 @@ def _counted(app: Callable[..., Iterable[bytes]], count: _Count) -> Callable[...
     return serve
 
 
-def _main(kind: str, folder: str) -> None:
-    server = _files(Path(folder)) if kind == "http" else _moto()
+def _main(kind: str, folder: str, link: str) -> None:
+    server = _files(Path(folder), int(link)) if kind == "http" else _moto()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()  # until whoever started this lets go

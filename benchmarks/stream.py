@@ -14,7 +14,9 @@ needs the same cores.
 
 webdataset has no S3 client of its own: it reads the S3 server's objects by their HTTP URLs, unsigned, which is less
 work than the command line tools that its manual pipes from. MosaicML streaming reads its own shards, from S3 and not
-from HTTP; where it is not installed it is left out. Only this project's streamer checks what it fetched.
+from HTTP; where it is not installed it is left out. Only this project's streamer checks what it fetched. moto reads an
+object whole for each range of it that is asked for, which no real store does: large shards are slow there for those
+who ask for ranges (this project, MosaicML).
 """
 
 import argparse

@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from benchmarks.servers import CREDENTIALS, Server
+from benchmarks.servers import CREDENTIALS, PIECE, Link, Server
 from benchmarks.stream import OURS, WORKS
 from pipelines.dataset import open_dataset
 from pipelines.reader import Reader
@@ -75,6 +75,23 @@ def test_the_file_server_reads_nothing_outside_its_folder(packed):
         ends = urlopen(Request(f"{server.address}/train.index", headers={"Range": f"bytes={size - 3}-{size + 100}"}))
         assert ends.headers["Content-Range"] == f"bytes {size - 3}-{size - 1}/{size}"
         assert ends.read() == _bytes(packed, "train.index")[-3:]
+
+
+def test_a_link_is_shared_by_all_that_is_sent():
+    link = Link(100.0)  # bytes a second
+    assert link.due(50, now=10.0) == 10.5
+    assert link.due(50, now=10.0) == 11.0  # behind the other one
+    assert link.due(100, now=20.0) == 21.0  # it was idle meanwhile
+
+
+def test_what_comes_through_a_link_is_the_same(tmp_path):
+    data = bytes(range(256)) * (3 * PIECE // 256) + b"end"
+    (tmp_path / "file").write_bytes(data)
+    with Server("http", tmp_path, link=1000) as server:
+        assert urlopen(f"{server.address}/file").read() == data
+        part = Request(f"{server.address}/file", headers={"Range": f"bytes=10-{PIECE + 20}"})
+        assert urlopen(part).read() == data[10 : PIECE + 21]
+        assert server.sent == len(data) + PIECE + 11
 
 
 def test_a_server_ends_with_its_context(packed):
