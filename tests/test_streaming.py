@@ -50,8 +50,7 @@ def run(config, **context):
 
 def fetches(server, dataset):
     """How often each shard was fetched as a whole."""
-    sizes = {shard.name: shard.bytes for split in dataset.splits.values() for shard in split.shards}
-    return Counter(r.path for r in server.log if r.method == "GET" and r.end == sizes.get(r.path, -1) and r.begin == 0)
+    return Counter(r.path for r in server.log if r.method == "GET" and r.begin is None and r.path in once(dataset))
 
 
 def once(dataset):

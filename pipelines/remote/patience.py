@@ -31,16 +31,23 @@ class Patience:
             f", tried for {self.wait_s:.0f} s{setting}" if error.passes else HINTS.get(type(error), "")
         )
 
-    def __call__(self, request: Callable[[], T], failed: Callable[[StoreError], None] = lambda _: None) -> T:
+    def __call__(
+        self,
+        request: Callable[[], T],
+        failed: Callable[[StoreError], None] = lambda _: None,
+        gained: Callable[[], int] = lambda: 0,
+    ) -> T:
         """What `request` returns. Tries again after failures that may pass; raises the last one when time is up.
 
-        failed: hears of each failure that is tried again.
+        failed: hears of each failure that is tried again. gained: how far it has come; what comes on is not given up.
         """
-        began, pause = self.clock(), FIRST_S
+        began, pause, had = self.clock(), FIRST_S, gained()
         while True:
             try:
                 return request()
             except StoreError as error:
+                if (now := gained()) != had:
+                    began, pause, had = self.clock(), FIRST_S, now
                 if not error.passes or self.clock() - began + pause > self.wait_s:
                     raise
                 failed(error)

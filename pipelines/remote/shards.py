@@ -3,7 +3,7 @@
 import zlib
 from collections import Counter as Sums
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -97,12 +97,19 @@ class Shelf(Protocol):
 class CachedShards:
     """From the cache where a shard is there; by range where it is not yet; waiting where ranges would cost too much.
 
-    sizes: bytes of each shard. counter: hears of samples that were read by range.
+    sizes: bytes of each shard. counter: hears of samples that were read by range; say: of a server without ranges.
     """
 
     def __init__(
-        self, shelf: Shelf, ranged: RangedShards, sizes: Sequence[int], threads: int, counter: Counter
+        self,
+        shelf: Shelf,
+        ranged: RangedShards,
+        sizes: Sequence[int],
+        threads: int,
+        counter: Counter,
+        say: Callable[[str], None],
     ) -> None:
+        self._say = say
         self._shelf, self._ranged, self._sizes, self._counter = shelf, ranged, sizes, counter
         self._preads = Preads(threads)
         self._open: OrderedDict[int, tuple[OpenFile, int]] = OrderedDict()  # shard -> (file, number of its last read)
@@ -150,6 +157,7 @@ class CachedShards:
             if self._whole_only or not isinstance(error.__cause__, NoRanges):
                 raise
             self._whole_only = True
+            self._say("the server gives whole objects only, so the first batch waits for its shards")
             self._away(some)
             self._read_files(asked, rows, crcs)
             return

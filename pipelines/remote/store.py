@@ -18,12 +18,14 @@ from obstore import exceptions
 from obstore.store import HTTPStore, LocalStore, ObjectStore, from_url
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig
 
 URL = re.compile(r"(?P<root>(?P<scheme>[a-z0-9+]+)://(?P<host>[^/?#]*))(?P<path>/[^?#]*)?")
 SCHEMES = ("s3", "gs", "az", "http", "https")
 REQUEST_S = 60  # for one request and its answer, at most RANGE bytes long
 RANGE = 8 << 20  # bytes that one request asks for
+CHUNK = 1 << 18  # bytes of an answer that are handed on at once; what a cut leaves of one is asked for again
 ONCE: "RetryConfig" = {"max_retries": 0}  # who asks is patient, and says so
 
 
@@ -100,10 +102,14 @@ class Store:
                 raise StoreError(f"{self.place}/{name} ends after {begin + len(part):,} bytes, before {end:,}")
         return parts
 
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """A whole object, a few MB at a time, from one request: for servers without ranges."""
+    def chunks(self, name: str, begin: int = 0) -> Iterator[memoryview]:
+        """An object from byte `begin` to its end, a few MB at a time, from one request.
+
+        obstore asks for the rest of a cut answer by itself.
+        """
         with self._told("be read", name):
-            for part in obstore.get(self._store(), name).stream(min_chunk_size=1 << 20):
+            options: GetOptions = {"range": {"offset": begin}} if begin else {}
+            for part in obstore.get(self._store(), name, options=options).stream(min_chunk_size=CHUNK):
                 yield memoryview(part).cast("B")
 
     def write(self, name: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from pipelines.remote.objects import Objects
 from pipelines.remote.patience import Patience
 from pipelines.remote.shards import CachedShards, RangedShards
 from pipelines.remote.store import REQUEST_S, StoreError, is_url
-from pipelines.remote.transfer import Counter, Fetched, transfer
+from pipelines.remote.transfer import Counter, Fetched, Transfer
 from pipelines.shards import OpenFile
 
 LOOK_S = 0.2  # between looks at what is missing, while nothing is, and between tries of what cannot be had now
@@ -73,11 +73,7 @@ class Supply:
         self._complete_until = 0.0  # nothing was missing when somebody looked
         self._failed: dict[str, tuple[float, Exception]] = {}  # sha256 -> when to try again, why
         self._threads = [threading.Thread(target=self._lead, daemon=True) for _ in range(how.threads * how.leads)]
-        self._began = time.monotonic()
-        if self._threads:
-            self._news(f"streamed shards are kept in {cache}")
-        for thread in self._threads:
-            thread.start()
+        self._began: float | None = None
 
     @property
     def fetched(self) -> Fetched:
@@ -89,8 +85,10 @@ class Supply:
         entries = self._entries[split]
         ranged = RangedShards(self._objects, [entry.where for entry in entries])
         sizes = [entry.bytes for entry in entries]
-        shards = CachedShards(_Shelf(self, entries), ranged, sizes, threads, self._counter)
-        return Reader(self.dataset, split, threads, records=self._index(split), shards=shards)
+        shards = CachedShards(_Shelf(self, entries), ranged, sizes, threads, self._counter, self._news)
+        records = self._index(split)
+        self._start()
+        return Reader(self.dataset, split, threads, records=records, shards=shards)
 
     def at(self, step: int) -> None:
         """Training is at this step: what lies before is not needed any more."""
@@ -104,7 +102,8 @@ class Supply:
         """Ends the threads; what is under way is dropped. May be called twice."""
         self.cancel()
         for thread in self._threads:
-            thread.join(JOIN_S)
+            if thread.ident:
+                thread.join(JOIN_S)
 
     # -- for readers ---------------------------------------------------------------------------------------------
 
@@ -148,7 +147,7 @@ class Supply:
         patience = self._patience(wait_s)
 
         def fill(file: int) -> str:
-            return transfer(store, name, entry.bytes, file, patience, self._counter)
+            return Transfer(store, name, entry.bytes, file, self._counter)(patience)
 
         try:
             if self.cache.bring(entry, fill, self._later(entry), self._closed.is_set):
@@ -174,6 +173,17 @@ class Supply:
         return lambda sha256: needs[sha256] - when if sha256 in needs else float("inf")
 
     # -- ahead of them -------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Once the first index is here: the first batch needs that first, and would share the line with shards."""
+        with self._turn:
+            if self._began is not None:
+                return
+            self._began = time.monotonic()
+        if self._threads:
+            self._news(f"streamed shards are kept in {self.cache}")
+        for thread in self._threads:
+            thread.start()
 
     def _lead(self) -> None:
         """One of the fetching threads."""
@@ -219,7 +229,7 @@ class Supply:
         entries = [self._entries[need.split][need.shard] for need in self._plan.upcoming(self._step)]
         wanted, here = {entry.sha256: entry.bytes for entry in entries}, self.cache.present()
         left = [size for sha256, size in wanted.items() if sha256 not in here]
-        rate = self._counter.total.shard_bytes / max(time.monotonic() - self._began, 1e-9)
+        rate = self._counter.total.shard_bytes / max(time.monotonic() - (self._began or 0.0), 1e-9)
         self._news(
             f"{len(wanted) - len(left):,} of {len(wanted):,} shards are here, {rate / 1e6:,.0f} MB/s, "
             f"{sum(left) / max(rate, 1):,.0f} s left for the others",

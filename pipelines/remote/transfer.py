@@ -1,4 +1,4 @@
-"""One object -> a file: range after range, each tried again with patience; its sha256 on the way, its bytes counted."""
+"""One object -> a file: tried again with patience, from where it was cut; hashed on the way, and counted."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import RANGE, NoRanges, Store, StoreError
+from pipelines.remote.store import NoRanges, Store, StoreError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Fetched:
 
 
 class Counter:
-    """Counts from several threads; `warn` hears of what is tried again, and of other news."""
+    """Counts from several threads; `warn` hears of what is tried again."""
 
     def __init__(self, warn: Callable[[str], None] = lambda _: None) -> None:
         self._warn, self._lock, self._total = warn, threading.Lock(), Fetched()
@@ -54,10 +54,6 @@ class Counter:
         self.add(retries=1)
         self._warn(f"{error}; trying again")
 
-    def note(self, text: str) -> None:
-        """What a person should know."""
-        self._warn(text)
-
     @property
     def total(self) -> Fetched:
         """So far."""
@@ -65,41 +61,32 @@ class Counter:
             return self._total
 
 
-def transfer(store: Store, name: str, size: int, file: int, patience: Patience, counter: Counter) -> str:
-    """Writes an object of `size` bytes into a file from its place; the sha256 of what was written, in hex.
+class Transfer:
+    """Writes an object of `size` bytes into a file; one request, which goes on where it was cut."""
 
-    A transfer that is cut goes on at the last whole range. Raises StoreError when patience is at an end.
-    """
-    digest = hashlib.sha256()
-    begin = 0
-    while begin < size:
-        end = min(begin + RANGE, size)
+    def __init__(self, store: Store, name: str, size: int, file: int, counter: Counter) -> None:
+        self._store, self._name, self._size = store, name, size
+        self._file, self._counter = file, counter
+        self._at, self._digest = 0, hashlib.sha256()
+
+    def __call__(self, patience: Patience) -> str:
+        """The sha256 of what was written, in hex; bytes past `size` are not. Raises StoreError when nothing comes."""
+        patience(self._go_on, self._counter.failed, lambda: self._at)
+        return self._digest.hexdigest()
+
+    def _go_on(self) -> None:
         try:
-            (part,) = patience(lambda: store.ranges(name, [begin], [end]), counter.failed)  # noqa: B023  called here
-        except NoRanges:
-            counter.note(f"{store.place} gives whole objects only, so the first batch waits for its shards")
-            return patience(lambda: _whole(store, name, size, file, counter), counter.failed)
-        _write(file, part, begin)
-        digest.update(part)
-        counter.add(shard_bytes=len(part))
-        begin = end
-    return digest.hexdigest()
+            for part in self._store.chunks(self._name, self._at):
+                self._counter.add(shard_bytes=len(part))
+                if self._at + len(part) > self._size:
+                    return  # something else than the object; its hash will say so
+                self._write(part)
+        except NoRanges:  # such a server gives it from the start, or not at all
+            self._at, self._digest = 0, hashlib.sha256()
+            self._go_on()
 
-
-def _whole(store: Store, name: str, size: int, file: int, counter: Counter) -> str:
-    """In one request, from a server that has no ranges; from the start each time."""
-    digest, begin = hashlib.sha256(), 0
-    for part in store.chunks(name):
-        counter.add(shard_bytes=len(part))
-        if begin + len(part) > size:
-            break  # something else than the object; its hash will say so
-        _write(file, part, begin)
-        digest.update(part)
-        begin += len(part)
-    return digest.hexdigest()
-
-
-def _write(file: int, part: memoryview, begin: int) -> None:
-    while len(part):
-        written = os.pwrite(file, part, begin)
-        part, begin = part[written:], begin + written
+    def _write(self, part: memoryview) -> None:
+        self._digest.update(part)
+        while len(part):
+            written = os.pwrite(self._file, part, self._at)
+            part, self._at = part[written:], self._at + written
