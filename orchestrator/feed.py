@@ -12,7 +12,8 @@ from pipelines.dataset import Dataset
 from pipelines.reader import Reader
 from pipelines.remote.cache import Cache
 from pipelines.remote.needs import InOrder, Needs, shards_of
-from pipelines.remote.supply import How, Say, Supply
+from pipelines.remote.news import Say
+from pipelines.remote.supply import How, Supply
 from pipelines.remote.transfer import Fetched
 
 

@@ -6,7 +6,7 @@ an entry sees to it that each is fetched once, whoever is faster.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from pipelines.index import RECORD, Index
 from pipelines.reader import Reader
 from pipelines.remote.cache import Cache, Entry, Later, NoRoom
 from pipelines.remote.needs import Need
+from pipelines.remote.news import News, Say, nothing
 from pipelines.remote.objects import Objects
 from pipelines.remote.patience import Patience
 from pipelines.remote.shards import CachedShards, RangedShards
@@ -25,13 +26,7 @@ from pipelines.shards import OpenFile
 
 LOOK_S = 0.2  # between looks at what is missing, while nothing is, and between tries of what cannot be had now
 AHEAD_S = 20.0  # that the leader tries for a shard before it turns to others; who needs it is more patient
-SAY_S = 15.0  # between lines about one thing
 JOIN_S = 1.0  # a thread in the middle of a request is not waited for: it ends with the process
-
-Say = Callable[[str], None]
-
-
-def _nothing(_: str) -> None: ...
 
 
 class Plan(Protocol):
@@ -55,9 +50,7 @@ class How:
 class Supply:
     """A streamed dataset on this node, from `step` of its plan until `close`. Any thread may call its methods."""
 
-    def __init__(
-        self, dataset: Dataset, cache: Cache, plan: Plan, how: How, say: Say = _nothing, step: int = 0
-    ) -> None:
+    def __init__(self, dataset: Dataset, cache: Cache, plan: Plan, how: How, say: Say = nothing, step: int = 0) -> None:
         self.dataset, self.cache, self._plan, self._how = dataset, cache, plan, how
         self._news = News(say)
         self._counter = Counter(self._news)
@@ -255,17 +248,3 @@ class _Shelf:
 
     def damaged(self, shard: int) -> bool:
         return self.supply.damaged(self.entries[shard])
-
-
-class News:
-    """Says the same thing once in a while."""
-
-    def __init__(self, say: Say) -> None:
-        self._say, self._said = say, dict[str, float]()
-
-    def __call__(self, text: str, about: str = "") -> None:
-        """about: what the text is about, where its words change."""
-        now = time.monotonic()
-        if now - self._said.get(about or text, -SAY_S) >= SAY_S:
-            self._said[about or text] = now
-            self._say(text)
