@@ -8,7 +8,7 @@ from jobs import edge
 from orchestrator import settings
 from orchestrator.config import RunConfig
 from pipelines.errors import ConfigError
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 
 if TYPE_CHECKING:
     from orchestrator.scoring import Score

@@ -16,7 +16,7 @@ from pipelines.packing.labels import describe_order
 from pipelines.packing.packing import Packing, made_of
 from pipelines.packing.target import Target
 from pipelines.packing.unfinished import Job
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 from pipelines.sources import Source, digits
 from pipelines.sources.folder import folder
 from pipelines.sources.ilsvrc import ilsvrc

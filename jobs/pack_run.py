@@ -12,7 +12,7 @@ from orchestrator.settings import Edge
 from pipelines.errors import ConfigError
 from pipelines.packing.processes import Processes
 from pipelines.packing.run import Here, Run
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 
 
 @contextmanager

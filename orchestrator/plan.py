@@ -14,7 +14,7 @@ from pipelines.augment import Augment
 from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import ConfigError
 from pipelines.order import Order
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ConfigError, SkiplaneError, TrainingError
 from pipelines.quarantine import allowed
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 
 POLL_S = 0.3
 Say = Callable[[str], None]

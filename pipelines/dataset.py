@@ -16,8 +16,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipelines.errors import DataError
 from pipelines.index import RECORD, Index, parse_index
+from pipelines.remote.failures import NotThere
 from pipelines.remote.objects import Objects
-from pipelines.remote.store import NotThere, is_url, split_url
+from pipelines.remote.url import is_url, split_url
 
 FORMAT = 1
 MANIFEST = "dataset.json"

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipelines.dataset import Dataset
 from pipelines.index import BLOCK, Index, key_of
 from pipelines.remote.shards import RangedShards
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 from pipelines.shards import LocalShards, Shards
 
 Slab = NDArray[np.uint8]

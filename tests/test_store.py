@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.remote.failures import Denied, NoRanges, NotThere, StoreError
 from pipelines.remote.patience import LONGEST_S, Patience
-from pipelines.remote.store import Denied, NoRanges, NotThere, Store, StoreError, split_url
+from pipelines.remote.store import Store
+from pipelines.remote.url import split_url
 from tests import faults
 from tests.faults import ACCESS_DENIED, Cut, Flip, Html, Request, Slow, Stall, Status, always, each, first
 from tests.servers import FileServer, S3Server

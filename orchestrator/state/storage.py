@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipelines.errors import ClusterError
+from pipelines.remote.failures import NotThere, StoreError
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import NotThere, Store, StoreError
+from pipelines.remote.store import Store
 
 T = TypeVar("T")
 WAIT_S = 120.0  # for a bucket that does not answer

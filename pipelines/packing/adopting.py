@@ -19,7 +19,7 @@ from pipelines.packing.opened import opened
 from pipelines.packing.run import Tell
 from pipelines.packing.target import Target
 from pipelines.packing.unfinished import Bad, Contents
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 from pipelines.sources import BadImage, Item
 from pipelines.sources.samples import Rule, Sample, read_samples
 from pipelines.sources.tars import Tar

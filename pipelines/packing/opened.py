@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.remote.objects import Objects
-from pipelines.remote.store import is_url
+from pipelines.remote.url import is_url
 
 
 @contextmanager

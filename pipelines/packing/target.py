@@ -21,9 +21,11 @@ from typing import BinaryIO, TypeVar
 
 from pipelines.dataset import UNFINISHED
 from pipelines.errors import ClusterError, ConfigError
+from pipelines.remote.failures import Denied, NotThere, StoreError
 from pipelines.remote.objects import ASKING_S
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import Denied, NotThere, Store, StoreError, is_url
+from pipelines.remote.store import Store
+from pipelines.remote.url import is_url
 
 T = TypeVar("T")
 PLAN, LOCK = f"{UNFINISHED}/plan.json", f"{UNFINISHED}/lock"

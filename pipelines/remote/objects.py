@@ -4,13 +4,18 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.errors import DataError
-from pipelines.remote.patience import Patience
-from pipelines.remote.store import RANGE, REQUEST_S, NoRanges, Store, StoreError, is_url, split_url
+from pipelines.remote.failures import NoRanges, StoreError
+from pipelines.remote.patience import REQUEST_S, Patience
+from pipelines.remote.url import is_url, split_url
+
+if TYPE_CHECKING:
+    from pipelines.remote.store import Store  # needs obstore, which files do not
 
 T = TypeVar("T")
+RANGE = 8 << 20  # bytes that one request asks for
 ASKING_S = 30.0  # for what a person waits for; shards in training have a patience of their own
 
 
@@ -24,8 +29,10 @@ class Objects:
         self.endpoint, self._patience, self._request_s = endpoint, patience or Patience(ASKING_S), request_s
         self._stores: dict[str, Store] = {}
 
-    def store(self, url: str) -> tuple[Store, str]:
+    def store(self, url: str) -> "tuple[Store, str]":
         """The client for a URL, and the object's name there."""
+        from pipelines.remote.store import Store
+
         try:
             root, name = split_url(url)
         except ValueError as error:
@@ -37,7 +44,7 @@ class Objects:
     def size(self, where: str) -> int:
         """Bytes."""
         if is_url(where):
-            return self._asked(where, Store.size)
+            return self._asked(where, lambda store, name: store.size(name))
         if not Path(where).is_file():
             raise DataError(f"{where} is missing")
         return Path(where).stat().st_size
@@ -45,7 +52,7 @@ class Objects:
     def read(self, where: str) -> bytes:
         """A small file or object."""
         if is_url(where):
-            return self._asked(where, Store.read)
+            return self._asked(where, lambda store, name: store.read(name))
         with _named(where):
             return Path(where).read_bytes()
 
@@ -112,7 +119,7 @@ class Objects:
             digest.update(part)
         return digest.hexdigest()
 
-    def _asked(self, url: str, request: Callable[[Store, str], T]) -> T:
+    def _asked(self, url: str, request: "Callable[[Store, str], T]") -> T:
         store, name = self.store(url)
         try:
             return self._patience(lambda: request(store, name))

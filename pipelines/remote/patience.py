@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipelines.remote.store import Denied, StoreError
+from pipelines.remote.failures import Denied, StoreError
 
 T = TypeVar("T")
+REQUEST_S = 60.0  # for one answer
 FIRST_S, LONGEST_S = 0.2, 15.0  # pauses
 
 HINTS: dict[type[StoreError], str] = {

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
+from pipelines.remote.failures import NoRanges
 from pipelines.remote.objects import Objects
-from pipelines.remote.store import NoRanges
 from pipelines.remote.transfer import Counter
 from pipelines.shards import MOST_OPEN, OpenFile, Preads, View
 

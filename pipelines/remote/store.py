@@ -11,60 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import obstore
 from obstore import exceptions
 from obstore.store import HTTPStore, LocalStore, ObjectStore, from_url
 
+from pipelines.remote.failures import Denied, NoRanges, NotThere, StoreError
+from pipelines.remote.patience import REQUEST_S
+from pipelines.remote.url import is_url
+
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig
 
-URL = re.compile(r"(?P<root>(?P<scheme>[a-z0-9+]+)://(?P<host>[^/?#]*))(?P<path>/[^?#]*)?")
-SCHEMES = ("s3", "gs", "az", "http", "https")
-REQUEST_S = 60  # for one request and its answer, at most RANGE bytes long
-RANGE = 8 << 20  # bytes that one request asks for
 CHUNK = 1 << 18  # bytes of an answer that are handed on at once; what a cut leaves of one is asked for again
 ONCE: "RetryConfig" = {"max_retries": 0}  # who asks is patient, and says so
-
-
-class StoreError(Exception):
-    """A request that failed; `passes` says whether trying again may help: with a server, unless it says otherwise."""
-
-    passes = False
-
-
-class NotThere(StoreError):
-    """There is no such object or bucket."""
-
-
-class Denied(StoreError):
-    """The credentials are missing, wrong, or not enough."""
-
-
-class NoRanges(StoreError):
-    """The server gives whole objects only (`python -m http.server` is one)."""
-
-
-def is_url(place: str) -> bool:
-    """Whether a place is a URL rather than a path of this machine."""
-    return "://" in place
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """(bucket or server, name of the object in it), for every scheme: 's3://bucket/a/b' -> ('s3://bucket', 'a/b').
-
-    Raises ValueError for what is no URL of a known scheme, for one with a query (signed URLs expire in mid-run), and
-    for one with a password (it would stand in logs).
-    """
-    found = URL.fullmatch(url)
-    if not found or found["scheme"] not in SCHEMES or not found["host"] or "@" in found["host"]:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        shown = re.sub(r"//[^/]*@", "//***@", url)
-        raise ValueError(f"'{shown}' is not a URL of {known} without query and password")
-    name = (found["path"] or "/").lstrip("/")
-    return found["root"], unquote(name) if found["scheme"].startswith("http") else name
 
 
 class Store:

@@ -15,13 +15,14 @@ from pipelines.errors import DataError
 from pipelines.index import RECORD, Index
 from pipelines.reader import Reader
 from pipelines.remote.cache import Cache, Entry, Later, NoRoom
+from pipelines.remote.failures import StoreError
 from pipelines.remote.needs import Need
 from pipelines.remote.news import News, Say, nothing
 from pipelines.remote.objects import Objects
-from pipelines.remote.patience import Patience
+from pipelines.remote.patience import REQUEST_S, Patience
 from pipelines.remote.shards import CachedShards, RangedShards
-from pipelines.remote.store import REQUEST_S, StoreError, is_url
 from pipelines.remote.transfer import Counter, Fetched, Transfer
+from pipelines.remote.url import is_url
 from pipelines.shards import OpenFile
 
 LOOK_S = 0.2  # between looks at what is missing, while nothing is, and between tries of what cannot be had now

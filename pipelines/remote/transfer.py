@@ -5,9 +5,13 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
+from pipelines.remote.failures import NoRanges, StoreError
 from pipelines.remote.patience import Patience
-from pipelines.remote.store import NoRanges, Store, StoreError
+
+if TYPE_CHECKING:
+    from pipelines.remote.store import Store
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Counter:
 class Transfer:
     """Writes an object of `size` bytes into a file; one request, which goes on where it was cut."""
 
-    def __init__(self, store: Store, name: str, size: int, file: int, counter: Counter) -> None:
+    def __init__(self, store: "Store", name: str, size: int, file: int, counter: Counter) -> None:
         self._store, self._name, self._size = store, name, size
         self._file, self._counter = file, counter
         self._at, self._digest = 0, hashlib.sha256()

@@ -13,8 +13,10 @@ from braceexpand import braceexpand
 
 from pipelines.dataset import ASKED_AT_ONCE
 from pipelines.errors import ConfigError
+from pipelines.remote.failures import StoreError
 from pipelines.remote.objects import Objects
-from pipelines.remote.store import Store, StoreError, is_url, split_url
+from pipelines.remote.store import Store
+from pipelines.remote.url import is_url, split_url
 
 BUCKETS = ("s3://", "gs://", "az://")  # what can be listed
 WILD = re.compile(r"[*?\[]")
