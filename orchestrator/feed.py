@@ -22,7 +22,13 @@ class Feed:
 
     def __init__(self, dataset: Dataset, supply: Supply | None, splits: Sequence[str], threads: int) -> None:
         self._supply, self._told = supply, Fetched()
-        self.readers = {name: self._reader(dataset, name, threads) for name in splits}
+        self.readers: dict[str, Reader] = {}
+        try:
+            for name in splits:
+                self.readers[name] = self._reader(dataset, name, threads)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines.remote.failures import NoRanges, StoreError
@@ -28,17 +28,8 @@ class Fetched:
         """For records and results."""
         return asdict(self)
 
-    def __add__(self, other: "Fetched") -> "Fetched":
-        return Fetched(
-            self.shards + other.shards,
-            self.shard_bytes + other.shard_bytes,
-            self.samples + other.samples,
-            self.sample_bytes + other.sample_bytes,
-            self.retries + other.retries,
-        )
-
     def __sub__(self, other: "Fetched") -> "Fetched":
-        return self + Fetched(-other.shards, -other.shard_bytes, -other.samples, -other.sample_bytes, -other.retries)
+        return Fetched(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Counter:
