@@ -6,6 +6,7 @@ The tars may lie elsewhere, in a bucket that somebody else laid out: then they a
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from pipelines.errors import DataError
-from pipelines.index import RECORD, Index, parse_index
+from pipelines.index import RECORD, Index, index_fault, parse_index
 from pipelines.remote.failures import NotThere
 from pipelines.remote.objects import Objects
 from pipelines.remote.url import is_url, split_url
@@ -115,6 +116,8 @@ class Dataset:
         records = parse_index(data, part.index_sha256, self.locate(part.index))
         if len(records) != part.samples:
             raise DataError(f"index {self.locate(part.index)} has {len(records)} records for {part.samples} samples")
+        if fault := index_fault(records, part.counts, [shard.bytes for shard in part.shards], len(self.classes)):
+            raise DataError(f"index {self.locate(part.index)} {fault}; {AGAIN}")
         return records
 
 
@@ -127,7 +130,7 @@ def open_dataset(place: str | Path, endpoint: str = "") -> Dataset:
     try:
         document = json.loads(_manifest(place, path, objects))
         version = document["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is not a dataset's manifest: {type(error).__name__}; pack the dataset again"
         ) from error
@@ -219,6 +222,8 @@ def _parse(place: str, document: Mapping[str, Any], objects: Objects) -> Dataset
 def _split(place: str, part: Mapping[str, Any]) -> Split:
     shards = tuple(Shard(**shard) for shard in part["shards"])
     for shard in shards:
+        if not _is_sound(shard):
+            raise DataError(f"{MANIFEST} describes a shard as {str(shard)[:300]}; pack the dataset again")
         if not _allowed(shard.name, place):
             raise DataError(
                 f"{MANIFEST} names the shard '{shard.name}'; only names inside the dataset's folder are allowed, and "
@@ -227,6 +232,13 @@ def _split(place: str, part: Mapping[str, Any]) -> Split:
     if not _plain(part["index"]):
         raise DataError(f"{MANIFEST} names the index '{part['index']}'; only names inside its folder are allowed")
     return Split(part["name"], shards, part["index"], part["index_sha256"])
+
+
+def _is_sound(shard: Shard) -> bool:
+    """Types and bounds: the manifest may come from anywhere."""
+    counts = type(shard.samples) is int and type(shard.bytes) is int and 0 < shard.samples <= shard.bytes < 2**60
+    texts = isinstance(shard.name, str) and isinstance(shard.sha256, str)
+    return counts and texts and shard.name.isprintable() and bool(re.fullmatch(r"[0-9a-f]{64}", shard.sha256))
 
 
 def _allowed(name: str, place: str) -> bool:

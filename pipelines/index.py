@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,20 @@ def parse_index(data: bytes | memoryview, sha256: str, where: str) -> Index:
     records = np.frombuffer(data, RECORD)
     records.flags.writeable = False
     return records
+
+
+def index_fault(records: Index, counts: Sequence[int], sizes: Sequence[int], classes: int) -> str:
+    """What keeps records from being those of these shards (samples and bytes of each); empty where nothing does.
+
+    A hash says that an index is the one that was written, not that who wrote it was right. 10 ms for ImageNet.
+    """
+    labels, shards = records["label"], records["shard"]
+    if len(records) and (labels.min() < 0 or labels.max() >= classes):
+        return f"has labels outside 0 .. {classes - 1}"
+    if (len(records) and shards.max() >= len(counts)) or (np.bincount(shards, minlength=len(counts)) != counts).any():
+        return "does not count the samples of its shards as dataset.json does"
+    ends = records["block"].astype(np.int64) * BLOCK + records["size"]
+    return "points outside its shards" if (ends > np.array(sizes, np.int64)[shards]).any() else ""
 
 
 def key_of(header: bytes, block: int) -> str:

@@ -56,7 +56,7 @@ def overwrite(dataset: Dataset, split: str, sample: int, data: bytes, index_too:
     if index_too:
         records["size"][sample], records["crc32"][sample] = len(data), zlib.crc32(data)
         records.tofile(path)
-        _seal(dataset.root, split, path)
+        seal(dataset.root, split, path)
 
 
 def garble(dataset: Dataset, split: str, sample: int) -> None:
@@ -74,7 +74,7 @@ def edit(root: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _seal(root: Path, split: str, index: Path) -> None:
+def seal(root: Path, split: str, index: Path) -> None:
     splits = json.loads((root / "dataset.json").read_text())["splits"]
     splits[split]["index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
     edit(root, splits=splits)

@@ -212,6 +212,16 @@ def test_a_folder_that_cannot_be_made_is_a_setting(tmp_path):
         Cache(tmp_path / "file" / "cache")
 
 
+def test_a_copy_of_another_size_is_taken_out(cache):
+    put(cache, b"a" * 100)
+    os.truncate(cache.folder / entry(b"a" * 100).sha256, 50)
+    assert cache.open(entry(b"a" * 100)) is None
+    assert put(cache, b"a" * 100)
+    (cache.folder / entry(b"b").sha256).mkdir()
+    with pytest.raises(DataError, match="is no file of the cache; remove it"):
+        cache.open(entry(b"b"))
+
+
 def test_strange_files_are_left_alone(cache):
     (cache.folder / "thesis.txt").write_text("mine")
     put(cache, b"a" * 900)

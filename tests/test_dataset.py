@@ -11,7 +11,7 @@ from pipelines.dataset import open_dataset, verify
 from pipelines.errors import DataError
 from pipelines.index import BLOCK, RECORD
 from pipelines.reader import Reader, joined
-from tests.datasets import edit, make, overwrite, reopened, source
+from tests.datasets import edit, make, overwrite, reopened, seal, source
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +169,62 @@ def test_few_shards_are_held_open(packed, monkeypatch):
     assert reader.read(np.arange(40)).intact.all()  # a batch may need them all at once
     reader.close()
     assert not reader._shards._open
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("samples", "8"),
+        ("samples", None),
+        ("samples", 8.0),
+        ("samples", True),
+        ("samples", 0),
+        ("samples", -8),
+        ("samples", float("nan")),
+        ("bytes", "1"),
+        ("bytes", -1),
+        ("bytes", 10**30),
+        ("sha256", 7),
+        ("sha256", "../../etc/passwd"),
+        ("sha256", "A" * 64),
+        ("name", 7),
+        ("name", "a\nb.tar"),
+        ("name", "a\0b.tar"),
+    ],
+)
+def test_a_manifest_with_a_shard_that_is_none_is_refused(dataset, field, value):
+    import json
+
+    splits = json.loads((dataset.root / "dataset.json").read_text())["splits"]
+    splits["train"]["shards"][0][field] = value
+    edit(dataset.root, splits=splits)
+    with pytest.raises(DataError, match=r"dataset\.json describes a shard as .*; pack the dataset again"):
+        open_dataset(dataset.root)
+
+
+def test_a_manifest_that_is_a_trap_is_refused(dataset):
+    (dataset.root / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not a dataset's manifest"):
+        open_dataset(dataset.root)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("shard", 99, "does not count the samples of its shards"),
+        ("shard", 1, "does not count the samples of its shards"),
+        ("label", 4, r"has labels outside 0 \.\. 3"),
+        ("label", -1, r"has labels outside 0 \.\. 3"),
+        ("block", 4_000_000_000, "points outside its shards"),
+        ("size", 4_294_967_295, "points outside its shards"),
+    ],
+)
+def test_an_index_that_was_written_wrong_is_refused(dataset, field, value, says):
+    """Its hash is right: whoever wrote it was not."""
+    path = dataset.root / "train.index"
+    records = np.fromfile(path, RECORD)
+    records[field][0] = value
+    records.tofile(path)
+    seal(dataset.root, "train", path)
+    with pytest.raises(DataError, match=rf"index .*train\.index {says}"):
+        Reader(reopened(dataset), "train")

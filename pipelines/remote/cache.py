@@ -9,6 +9,7 @@ Locks are the kernel's (flock), so whatever is killed lets go. An open entry has
 import fcntl
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,11 +71,15 @@ class Cache:
             return {item.name for item in found if NAME.fullmatch(item.name)}
 
     def open(self, entry: Entry) -> OpenFile | None:
-        """The entry, held open against eviction; None where it is not here."""
+        """The entry, held open against eviction; None where it is not here. One of another size is taken out."""
         path = self.folder / entry.sha256
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
+            return None
+        if (found := os.fstat(file)).st_size != entry.bytes or not stat.S_ISREG(found.st_mode):
+            os.close(file)
+            self.remove(entry)
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
         with suppress(OSError):
@@ -82,8 +87,11 @@ class Cache:
         return OpenFile(str(path), file)
 
     def remove(self, entry: Entry) -> None:
-        """Takes an entry out; who has it open keeps it."""
-        (self.folder / entry.sha256).unlink(missing_ok=True)
+        """Takes an entry out; who has it open keeps it. Raises DataError for what is no file."""
+        try:
+            (self.folder / entry.sha256).unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.folder / entry.sha256} is no file of the cache; remove it") from error
 
     def bring(self, entry: Entry, fill: Fill, later: Later, stopped: Callable[[], bool] = bool) -> bool:
         """Fetches an entry that is not here, alone among all processes; whether this one did.
