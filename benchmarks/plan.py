@@ -176,7 +176,9 @@ def _needs(order: Order, step: int) -> Needs:
 def _without_shards(counts: list[int], place: Path) -> Path:
     """A dataset whose tars are not there."""
     shards = [Shard(f"train-{i:06d}.tar", n, 110_000 * n, f"{i:064x}") for i, n in enumerate(counts)]
-    written(place, tuple(f"n{i:08d}" for i in range(1000)), shards, np.zeros(sum(counts), RECORD))
+    records = np.zeros(sum(counts), RECORD)
+    records["shard"] = np.repeat(np.arange(len(counts)), counts)
+    written(place, tuple(f"n{i:08d}" for i in range(1000)), shards, records)
     return place
 
 

@@ -34,6 +34,7 @@ from pipelines.quarantine import allowed
 from pipelines.remote.url import is_url
 
 POLL_S = 0.3
+END_S = 20.0  # that a group has to end after an error
 Say = Callable[[str], None]
 
 
@@ -174,7 +175,7 @@ class _Life:
         group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.restarts}")
         asked = False
         while not group.wait(POLL_S):
-            self._hear(mailbox, ear)
+            self._hear_all(mailbox, ear, group)
             self.still_ours()
             if self.stop.signum is not None and not asked:
                 asked = True
@@ -183,6 +184,16 @@ class _Life:
                 mailbox.ask_stop()
         self._hear(mailbox, ear)
         return group.outcome() or {}
+
+    def _hear_all(self, mailbox: Mailbox, ear: Ear, group: Group) -> None:
+        """Of a group that runs. It ends before an error is raised: Ray's session, ended under its thread, would end
+        this process too, without a word."""
+        try:
+            self._hear(mailbox, ear)
+        except SkiplaneError:
+            mailbox.ask_stop()
+            group.wait(END_S)
+            raise
 
     def _hear(self, mailbox: Mailbox, ear: Ear) -> None:
         records: list[Record] = mailbox.drain()
