@@ -3,6 +3,7 @@
 import hashlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_what_is_needed_sooner_or_open_stays(cache):
     put(cache, b"c" * 400)
     assert names(cache) == {entry(d * 400).sha256 for d in (b"a", b"c")}
     with pytest.raises(NoRoom):
-        put(cache, b"d" * 700)  # c went, a cannot
+        put(cache, b"d" * 700)
     held.close()
     put(cache, b"d" * 700)
     assert names(cache) == {entry(b"d" * 700).sha256}
@@ -210,6 +211,21 @@ def test_a_folder_that_cannot_be_made_is_a_setting(tmp_path):
         ConfigError, match=r"data\.cache is .*file/cache, which cannot be made: (Not a dir|File exists)"
     ):
         Cache(tmp_path / "file" / "cache")
+
+
+def test_nothing_is_evicted_for_what_cannot_fit(cache):
+    for letter in b"abc":
+        put(cache, bytes([letter]) * 300)
+    with pytest.raises(NoRoom):
+        put(cache, b"d" * 1001)
+    assert len(cache.present()) == 3
+
+
+def test_a_cache_that_was_cleared_away_is_made_again(cache):
+    put(cache, b"a" * 100)
+    shutil.rmtree(cache.folder)
+    assert cache.present() == set()
+    assert put(cache, b"a" * 100)
 
 
 def test_a_copy_of_another_size_is_taken_out(cache):

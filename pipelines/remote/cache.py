@@ -67,8 +67,9 @@ class Cache:
 
     def present(self) -> set[str]:
         """The sha256 of every entry that is here."""
-        with os.scandir(self.folder) as found:
+        with suppress(FileNotFoundError), os.scandir(self.folder) as found:
             return {item.name for item in found if NAME.fullmatch(item.name)}
+        return set()
 
     def open(self, entry: Entry) -> OpenFile | None:
         """The entry, held open against eviction; None where it is not here. One of another size is taken out."""
@@ -85,6 +86,13 @@ class Cache:
         with suppress(OSError):
             os.utime(file)  # for whoever evicts what was used longest ago
         return OpenFile(str(path), file)
+
+    def forget(self, entry: Entry, file: OpenFile) -> None:
+        """Takes an open entry out, unless another one lies in its place by now."""
+        path = self.folder / entry.sha256
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.file), path.stat()):
+                path.unlink()
 
     def remove(self, entry: Entry) -> None:
         """Takes an entry out; who has it open keeps it. Raises DataError for what is no file."""
@@ -119,6 +127,7 @@ class Cache:
         path = self.folder / f"{entry.sha256}.part"
         part = None
         while part is None and not self.has(entry) and not stopped():
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
             part = _locked(path)
             if part is None:
                 time.sleep(POLL_S)
@@ -151,12 +160,17 @@ class Cache:
         listed = list(self._listed())
         excess = sum(taken for _, taken, _ in listed) + size - self.cap
         whole = [(later(name), -used_at, name, taken) for name, taken, used_at in listed if "." not in name]
+        if excess > sum(taken for distance, _, _, taken in whole if distance > 0):
+            raise self._full()  # before anything is lost for nothing
         for distance, _, name, taken in sorted(whole, reverse=True):
             if excess > 0 and distance > 0 and self._evict(name):
                 excess -= taken
         if excess > 0:
-            held = f"{self.cap / 1e9:.1f} GB in {self.folder}"
-            raise NoRoom(f"data.cache_gb allows {held}, and all of it is open or needed sooner")
+            raise self._full()
+
+    def _full(self) -> NoRoom:
+        held = f"{self.cap / 1e9:.1f} GB in {self.folder}"
+        return NoRoom(f"data.cache_gb allows {held}, and all of it is open or needed sooner")
 
     def _evict(self, name: str) -> bool:
         """Removes an entry unless somebody has it open."""

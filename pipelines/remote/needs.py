@@ -43,11 +43,13 @@ class Needs:
         return [need for need in found if need.end >= step]
 
     def _of(self, epoch: int) -> tuple[Need, ...]:
-        if epoch not in self._epochs:
-            for old in [e for e in self._epochs if abs(e - epoch) > 2]:
+        if (kept := self._epochs.get(epoch)) is None:
+            for old in [e for e in list(self._epochs) if abs(e - epoch) > 2]:  # threads share it
                 self._epochs.pop(old, None)
-            self._epochs[epoch] = tuple(sorted(self._train(epoch), key=lambda n: n.begin)) + self._val(epoch)
-        return self._epochs[epoch]
+            found = tuple(sorted(self._train(epoch), key=lambda n: n.begin)) + self._val(epoch)
+            self._epochs[epoch] = found
+            return found
+        return kept
 
     def _streams(self) -> list[int]:
         return sorted({self.order.stream_of(lane) for lane in self.lanes})

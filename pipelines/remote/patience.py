@@ -47,7 +47,7 @@ class Patience:
             try:
                 return request()
             except StoreError as error:
-                if (now := gained()) != had:
+                if (now := gained()) > had:
                     began, pause, had = self.clock(), FIRST_S, now
                 if not error.passes or self.clock() - began + pause > self.wait_s:
                     raise

@@ -90,8 +90,8 @@ class Shelf(Protocol):
     def bring(self, shard: int) -> bool:
         """Waits until it is here; False where the cache has no room. Raises DataError where it cannot be had."""
 
-    def damaged(self, shard: int) -> bool:
-        """Hashes a file that gave wrong bytes; whether it is damaged, and gone by now."""
+    def damaged(self, shard: int, file: OpenFile) -> bool:
+        """Hashes an open file that gave wrong bytes; whether it is damaged, and gone by now."""
 
 
 class CachedShards:
@@ -171,11 +171,11 @@ class CachedShards:
     def _read_again(self, asked: Asked, shard: int, rows: list[int], crcs: Crcs) -> None:
         """Rows of one shard whose bytes are wrong. Its hash tells a damaged copy from an image that was packed so."""
         if shard in self._open:
-            if not self._shelf.damaged(shard):
+            if not self._shelf.damaged(shard, self._open[shard][0]):
                 return  # the index is wrong about it: it counts as a bad image
             self._open.pop(shard)[0].close()
-        self._shelf.bring(shard)
-        self._read_files(asked, rows, crcs)
+        if self._shelf.bring(shard):  # else there is no room to tell: it counts as a bad image
+            self._read_files(asked, rows, crcs)
 
     def _here(self, shard: int) -> OpenFile:
         if (file := self._file(shard)) is None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pipelines.dataset import Dataset, file_sha256
@@ -108,8 +109,9 @@ class Supply:
     def bring(self, entry: Entry) -> bool:
         """Waits until an entry is here; False where the cache has no room. Raises DataError with name and cause."""
         try:
-            if entry.sha256 in self._failed and self._failed[entry.sha256][0] == FOR_GOOD:
-                raise self._failed[entry.sha256][1]
+            again_at, error = self._failed.get(entry.sha256, (0.0, None))
+            if error and again_at == FOR_GOOD:
+                raise error
             self._fetch(entry, self._how.wait_s)
         except NoRoom as full:
             self._news(f"{full}: samples are read one by one, which is slower")
@@ -118,13 +120,13 @@ class Supply:
             raise DataError(f"shard {self._patience(self._how.wait_s).told(error)}") from error
         return True
 
-    def damaged(self, entry: Entry) -> bool:
-        """Whether the file of an entry is not what it should be; then it is gone."""
-        path = self.cache.folder / entry.sha256
-        if not is_url(entry.where) or file_sha256(path) == entry.sha256:
+    def damaged(self, entry: Entry, file: OpenFile) -> bool:
+        """Whether an open file of an entry is not what it should be; then it is gone. By its descriptor: another
+        worker may have put a good one in its place."""
+        if not is_url(entry.where) or file_sha256(Path(f"/proc/self/fd/{file.file}")) == entry.sha256:
             return False
-        self._news(f"the copy of {entry.where} in {path} is damaged: it is fetched again")
-        self.cache.remove(entry)
+        self._news(f"the copy of {entry.where} in {file.path} is damaged: it is fetched again")
+        self.cache.forget(entry, file)
         return True
 
     def _index(self, split: str) -> Index:
@@ -182,10 +184,13 @@ class Supply:
     def _lead(self) -> None:
         """One of the fetching threads."""
         while not self._closed.is_set():
-            if entry := self._claimed():
-                self._ahead(entry)
-            else:
-                self._closed.wait(LOOK_S)
+            try:
+                if entry := self._claimed():
+                    self._ahead(entry)
+                    continue
+            except Exception as error:  # it must not end without a word: nobody would fetch ahead any more
+                self._news(f"fetching ahead failed: {type(error).__name__}: {error}")
+            self._closed.wait(LOOK_S)
 
     def _claimed(self) -> Entry | None:
         """The next entry that is neither here nor on its way."""
@@ -247,5 +252,5 @@ class _Shelf:
     def bring(self, shard: int) -> bool:
         return self.supply.bring(self.entries[shard])
 
-    def damaged(self, shard: int) -> bool:
-        return self.supply.damaged(self.entries[shard])
+    def damaged(self, shard: int, file: OpenFile) -> bool:
+        return self.supply.damaged(self.entries[shard], file)
