@@ -318,6 +318,21 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(server, packed, cache):
     assert any(f"{shard.name} in {path} is damaged" in text for text in said)
 
 
+def test_a_damaged_copy_that_two_workers_have_open_is_right_for_both(packed, cache):
+    """The first one puts a good copy in its place; the second one's open file is still the damaged one."""
+    shard = packed.splits["train"].shards[1]
+    with FileServer(packed.root) as server, supplied(server, cache) as first_one, supplied(server, cache) as second:
+        with _closing(first_one.reader("train", 1)) as one, _closing(second.reader("train", 1)) as other:
+            assert first_one.bring(Entry(first_one.dataset.locate(shard.name), shard.sha256, shard.bytes))
+            for reader in (one, other):
+                same(reader.read(range(8, 16)), Reader(packed, "train").read(range(8, 16)))
+            path = cache.folder / shard.sha256
+            with path.open("r+b") as file:
+                file.write(bytes(shard.bytes))
+            for reader in (one, other):
+                same(reader.read(range(8, 16)), Reader(packed, "train").read(range(8, 16)))
+
+
 def test_an_image_that_was_packed_damaged_is_a_bad_image_and_no_damaged_copy(packed, tmp_path, cache):
     """Its shard matches its hash, the image does not match the index: fetching again could not help."""
     broken = make(tmp_path / "data")
