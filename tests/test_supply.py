@@ -320,17 +320,21 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(server, packed, cache):
 
 def test_a_damaged_copy_that_two_workers_have_open_is_right_for_both(packed, cache):
     """The first one puts a good copy in its place; the second one's open file is still the damaged one."""
-    shard = packed.splits["train"].shards[1]
-    with FileServer(packed.root) as server, supplied(server, cache) as first_one, supplied(server, cache) as second:
-        with _closing(first_one.reader("train", 1)) as one, _closing(second.reader("train", 1)) as other:
-            assert first_one.bring(Entry(first_one.dataset.locate(shard.name), shard.sha256, shard.bytes))
-            for reader in (one, other):
-                same(reader.read(range(8, 16)), Reader(packed, "train").read(range(8, 16)))
-            path = cache.folder / shard.sha256
-            with path.open("r+b") as file:
-                file.write(bytes(shard.bytes))
-            for reader in (one, other):
-                same(reader.read(range(8, 16)), Reader(packed, "train").read(range(8, 16)))
+    shard, ids = packed.splits["train"].shards[1], range(8, 16)
+    with (
+        FileServer(packed.root) as server,
+        supplied(server, cache) as first_one,
+        supplied(server, cache) as second,
+        _closing(first_one.reader("train", 1)) as one,
+        _closing(second.reader("train", 1)) as other,
+    ):
+        assert first_one.bring(Entry(first_one.dataset.locate(shard.name), shard.sha256, shard.bytes))
+        for reader in (one, other):
+            same(reader.read(ids), Reader(packed, "train").read(ids))
+        with (cache.folder / shard.sha256).open("r+b") as file:
+            file.write(bytes(shard.bytes))
+        for reader in (one, other):
+            same(reader.read(ids), Reader(packed, "train").read(ids))
 
 
 def test_an_image_that_was_packed_damaged_is_a_bad_image_and_no_damaged_copy(packed, tmp_path, cache):
