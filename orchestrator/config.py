@@ -223,7 +223,17 @@ class TrainConfig(Section):
     checkpoint_steps: int = setting(
         0, HORIZON, "steps between checkpoints besides the one at each epoch's end; 0 = none", ge=0
     )
-    keep: int = setting(2, HORIZON, "checkpoints kept", ge=1, le=1000)
+    checkpoint_minutes: float = setting(
+        10.0, HORIZON, "minutes between checkpoints besides the one at each epoch's end; 0 = none", ge=0
+    )
+    keep: int = setting(2, HORIZON, "newest checkpoints kept; the best one is kept besides", ge=1, le=1000)
+    memory_seconds: float = setting(
+        10.0,
+        PLACEMENT,
+        "seconds between copies of the state in each node's memory, which a restart takes where they are newer than "
+        "the checkpoint; 0 = none",
+        ge=0,
+    )
     eval_epochs: int = setting(1, HORIZON, "epochs between evaluations; the last epoch is always evaluated", ge=1)
 
 
@@ -237,7 +247,10 @@ class ClusterConfig(Section):
     cpus_per_worker: int = setting(1, PLACEMENT, "CPU cores, and torch threads, of a worker", ge=1, le=512)
     storage: str = setting("", PLACEMENT, "folder or URL (s3://, gs://, az://) of runs; default $SKIPLANE_HOME/runs")
     max_restarts: int = setting(3, PLACEMENT, "failures in a row without a new checkpoint before the run fails", ge=0)
-    wait_seconds: int = setting(60, PLACEMENT, "how long to wait for busy resources before giving up", ge=0)
+    wait_seconds: int = setting(60, PLACEMENT, "how long to wait for busy or lost resources before giving up", ge=0)
+    grow_seconds: int = setting(
+        60, PLACEMENT, "how long a group trains at least before it is started anew with more workers", ge=0
+    )
     timeout_seconds: int = setting(300, PLACEMENT, "how long a worker may wait for the others in a sum", ge=10)
 
     @field_validator("workers", mode="before")
