@@ -21,7 +21,7 @@ from orchestrator.context import Record
 from orchestrator.plan import Plan, counts_of, efficiency, make_plan
 from orchestrator.progress import Ear
 from orchestrator.state.checkpoints import Checkpoints, step_of
-from orchestrator.state.lease import lease
+from orchestrator.state.lease import Lease, lease
 from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
 from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
@@ -107,7 +107,7 @@ class _Life:
         self.workers = 0
         self.tracker: Tracker = NullTracker()
         self.stop = StopSignal()
-        self.still_ours: Callable[[], None] = lambda: None
+        self.held: Lease  # while the cluster is joined
         self.fetched: Mapping[str, int] = {}
 
     def live(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Result:
@@ -116,7 +116,7 @@ class _Life:
             answers(self.config.tracking.uri)
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
-            with lease(self.storage, self.config.name, self.say) as self.still_ours:
+            with lease(self.storage, self.config.name, self.say) as self.held:
                 self.register = self._open_register()
                 self.tracker = self._open_tracker(run_id, parent, tags)
                 return self._tracked()
@@ -176,7 +176,6 @@ class _Life:
         asked = False
         while not group.wait(POLL_S):
             self._hear_all(mailbox, ear, group)
-            self.still_ours()
             if self.stop.signum is not None and not asked:
                 asked = True
                 self.say(f"{signal.Signals(self.stop.signum).name}: saving a checkpoint, then stopping")
@@ -189,6 +188,7 @@ class _Life:
         """Of a group that runs. It ends before an error is raised: Ray's session, ended under its thread, would end
         this process too, without a word."""
         try:
+            self.held.check()
             self._hear(mailbox, ear)
         except SkiplaneError:
             mailbox.ask_stop()
@@ -247,6 +247,7 @@ class _Life:
                 dataset=data,
             )
         try:
+            self.held.confirm()
             write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id))
         except BaseException:
             tracker.finish("FAILED")
@@ -282,6 +283,7 @@ class _Life:
 
     def _result(self, summary: dict[str, Any]) -> Result:
         result = self._compose(summary)
+        self.held.confirm()
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": result.status, "skiplane.weights_sha256": str(result.weights_sha256)})
         return result
@@ -292,6 +294,7 @@ class _Life:
         result = self._compose(
             {"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason}
         )
+        self.held.confirm()
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": status, "skiplane.reason": reason[:500]})
         return result

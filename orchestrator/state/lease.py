@@ -1,130 +1,207 @@
-"""The lease that keeps a second driver out of a run: one small object in its storage, renewed while the driver lives.
+"""The lease that keeps a second driver out of a run: `lease/000000007.json` in its storage.
 
-A driver that was killed leaves its lease behind. On the same host its process is looked for; from elsewhere it is
-watched until it has not been renewed for `patience_s`, by this driver's own clock, so clocks need not agree.
+The object with the highest number is the lease, and that number the fencing number. Taking the run is making the next
+object, which folders and buckets let exactly one driver do; renewing is overwriting one's own; giving back is saying so
+in it, so that the number never falls. A new holder removes the objects before its own.
+
+A driver that was killed leaves its object behind. In the same process table its process is looked for; from elsewhere
+it is watched until it has not been renewed for `patience_s`, by this driver's own clock, so clocks need not agree.
 """
 
 import json
-import os
-import socket
+import re
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-import psutil
-
+from orchestrator.state.driver import Driver
 from orchestrator.state.storage import Storage
 from pipelines.errors import ClusterError
 
-NAME = "lease.json"
+FOLDER = "lease"
 RENEW_S = 3.0
+ANSWER_S = 6.0  # that one of the two requests of a renewal may take
 PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who drives a run. `count` rises with each renewal, `number` with each new holder (the fencing number)."""
+class Tenure:
+    """One driver's time with a run, as its object says it. `driver` is None where power loss tore the object."""
 
-    id: str
-    host: str
-    pid: int
-    started: float  # of the process, so that a pid used again is no driver
     number: int
-    count: int = 0
+    driver: Driver | None
+    count: int = 0  # rises with each renewal
+    released: bool = False
 
-    def surely_dead(self) -> bool:
-        """Whether it ran here and is gone."""
-        if self.host != socket.gethostname():
-            return False
+    @property
+    def over(self) -> bool:
+        """Whether nobody will renew it, as far as can be known at once."""
+        return self.released or self.driver is None or self.driver.surely_dead()
+
+    @property
+    def name(self) -> str:
+        """Of the object."""
+        return _name(self.number)
+
+    def to_bytes(self) -> bytes:
+        """The object's content."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def of(cls, number: int, data: bytes) -> "Tenure":
+        """What an object says."""
         try:
-            return psutil.Process(self.pid).create_time() != self.started
-        except psutil.NoSuchProcess:
-            return True
+            said = json.loads(data)
+            return cls(number, Driver(**said["driver"]), int(said["count"]), bool(said["released"]))
+        except (ValueError, TypeError, KeyError):
+            return cls(number, None)
+
+    def __str__(self) -> str:
+        return f"process {self.driver.pid} on {self.driver.host}" if self.driver else "an unknown process"
 
 
-@contextmanager
-def lease(
-    storage: Storage, name: str, say: Callable[[str], None], patience_s: float = PATIENCE_S
-) -> Iterator[Callable[[], None]]:
-    """Holds the run for as long as this lasts; yields a check that raises ClusterError once it is somebody else's.
+@dataclass(frozen=True)
+class Fence:
+    """For a worker: whether the driver that started it still holds the run in `place`."""
 
-    Raises ClusterError where another driver lives; waits for one that may be dead, and says so.
-    """
-    before = _read(storage)
-    if before is not None and not before.surely_dead():
-        _outwait(storage, before, name, say, patience_s)
-    me = psutil.Process()
-    mine = Holder(
-        uuid.uuid4().hex, socket.gethostname(), os.getpid(), me.create_time(), before.number + 1 if before else 1
-    )
-    keeper = _Keeper(storage, mine, name)
-    try:
-        yield keeper.check
-    finally:
-        keeper.close()
-
-
-class _Keeper:
-    """Renews a lease from a thread of its own."""
-
-    def __init__(self, storage: Storage, mine: Holder, name: str) -> None:
-        self._storage, self._mine, self._name = storage, mine, name
-        self._ended, self._lost = threading.Event(), threading.Event()
-        self._write(0)
-        self._thread = threading.Thread(target=self._renew, name="skiplane-lease", daemon=True)
-        self._thread.start()
+    place: str
+    number: int
 
     def check(self) -> None:
-        """Raises ClusterError where another driver has taken the run."""
-        if self._lost.is_set():
-            raise ClusterError(f"run '{self._name}' was taken over by another driver; this one stops")
-
-    def close(self) -> None:
-        """Gives the run back."""
-        self._ended.set()
-        self._thread.join()
-        if not self._lost.is_set():
-            self._storage.remove(NAME)
-
-    def _renew(self) -> None:
-        count = 0
-        while not self._ended.wait(RENEW_S):
-            count += 1
-            try:
-                found = _read(self._storage)
-                if found is not None and found.id != self._mine.id:
-                    self._lost.set()
-                    return
-                self._write(count)
-            except ClusterError:
-                continue  # storage that is away for a moment is no reason to give up; nobody else can take it either
-
-    def _write(self, count: int) -> None:
-        self._storage.write(NAME, json.dumps(asdict(self._mine) | {"count": count}).encode())
-
-
-def _outwait(storage: Storage, before: Holder, name: str, say: Callable[[str], None], patience_s: float) -> None:
-    """Until the lease has not been renewed for `patience_s`; raises ClusterError when it is."""
-    say(f"run '{name}' is held by process {before.pid} on {before.host}; watching {patience_s:.0f} s whether it lives")
-    limit = time.monotonic() + patience_s
-    while time.monotonic() < limit:
-        time.sleep(min(0.2, patience_s / 10))
-        now = _read(storage)
-        if now is None:
-            return
-        if now != before:
+        """Lists one small folder. Raises ClusterError where another driver has taken the run."""
+        newest = max(_numbers(Storage(self.place)), default=0)
+        if newest > self.number:
             raise ClusterError(
-                f"run '{name}' is being trained by process {now.pid} on {now.host}; wait for it, stop it, or use "
-                f"another --name"
+                f"the run in {self.place} was taken over by another driver (lease {newest}, ours is {self.number}); "
+                f"this one stops"
             )
 
 
-def _read(storage: Storage) -> Holder | None:
-    data = storage.read(NAME)
+@contextmanager
+def lease(storage: Storage, name: str, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> Iterator["Lease"]:
+    """Holds the run for as long as this lasts.
+
+    Raises ClusterError where another driver lives; waits for one that may be dead, and says so.
+    """
+    held = Lease(storage, _take(storage, name, say, patience_s), name)
     try:
-        return None if data is None else Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        return None  # torn by a power loss: nobody renews it
+        yield held
+    finally:
+        held.close()
+
+
+class Lease:
+    """A run that is held, and renewed by a thread of its own.
+
+    A driver that stood still for longer than others are patient (SIGSTOP, a closed laptop) may have lost it without
+    knowing: `confirm` before anything that another driver could have written meanwhile.
+    """
+
+    def __init__(self, storage: Storage, mine: Tenure, name: str) -> None:
+        self.number = mine.number
+        self._storage, self._mine, self._name = storage, mine, name
+        self._count, self._lock = 0, threading.Lock()
+        self._ended, self._lost = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="skiplane-lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def fence(self) -> Fence:
+        """The same for workers."""
+        return Fence(self._storage.place, self.number)
+
+    def check(self) -> None:
+        """Costs nothing. Raises ClusterError where another driver is known to have taken the run."""
+        if self._lost.is_set():
+            raise ClusterError(f"run '{self._name}' was taken over by another driver; this one stops")
+
+    def confirm(self) -> None:
+        """Renews, and asks the storage. Raises ClusterError where another driver has taken the run, or where the
+        storage stays away."""
+        self._renew(self._storage)
+        self.check()
+
+    def close(self) -> None:
+        """Gives the run back. Where the storage cannot be told, the next driver has to be patient."""
+        self._ended.set()
+        self._thread.join()
+        if not self._lost.is_set():
+            with suppress(ClusterError):
+                self._write(self._storage, released=True)
+
+    def _keep(self) -> None:
+        # No second tries: the next renewal is one. And none so late that others have lost their patience.
+        storage = Storage(self._storage.place, wait_s=0.0, answer_s=ANSWER_S)
+        while not self._lost.is_set() and not self._ended.wait(RENEW_S):
+            with suppress(ClusterError):  # storage that is away for a moment is no reason to give up
+                self._renew(storage)
+
+    def _renew(self, storage: Storage) -> None:
+        """Writes first: a network file system then lists the folder as it is, not as it was a minute ago. Where the
+        run is lost already, that object is one of the past, and is removed."""
+        with self._lock:
+            if self._lost.is_set():
+                return
+            self._count += 1
+            self._write(storage)
+            if max(_numbers(storage), default=0) > self.number:
+                self._lost.set()
+                with suppress(ClusterError):
+                    storage.remove(self._mine.name)
+
+    def _write(self, storage: Storage, released: bool = False) -> None:
+        said = Tenure(self.number, self._mine.driver, self._count, released)
+        storage.write(said.name, said.to_bytes())
+
+
+def _take(storage: Storage, name: str, say: Callable[[str], None], patience_s: float) -> Tenure:
+    """The tenure after the last one. Who is slower than another driver watches that one in turn."""
+    me = Driver.this()
+    while True:
+        before = _newest(storage)
+        if before is not None and not before.over:
+            before = _outwait(storage, before, name, say, patience_s)
+        mine = Tenure(before.number + 1 if before else 1, me)
+        # Made, and the highest: one that was passed and removed meanwhile can be made again, and counts for nothing.
+        if storage.create(mine.name, mine.to_bytes()) and (numbers := _numbers(storage))[-1:] == [mine.number]:
+            for number in numbers[:-1]:
+                storage.remove(_name(number))
+            return mine
+
+
+def _outwait(storage: Storage, before: Tenure, name: str, say: Callable[[str], None], patience_s: float) -> Tenure:
+    """Until a tenure is over, or has not been renewed for `patience_s`; raises ClusterError when it is.
+
+    A look that took long does not count: the storage was away, for the other driver too, or this one stood still.
+    """
+    say(f"run '{name}' is held by {before}; watching {patience_s:.0f} s whether it lives")
+    watched, began = 0.0, time.monotonic()
+    while watched < patience_s:
+        time.sleep(min(0.2, patience_s / 10))
+        now = _newest(storage)
+        if now is None or now.over:
+            return now or before
+        if now != before:
+            raise ClusterError(f"run '{name}' is being trained by {now}; wait for it, stop it, or use another --name")
+        looked = time.monotonic()
+        watched, began = (watched + looked - began if looked - began < patience_s / 3 else 0.0), looked
+    return before
+
+
+def _newest(storage: Storage) -> Tenure | None:
+    while numbers := _numbers(storage):
+        data = storage.read(_name(numbers[-1]))
+        if data is not None:
+            return Tenure.of(numbers[-1], data)
+    return None  # where one was listed and not there, a newer one removed it: that is looked for
+
+
+def _numbers(storage: Storage) -> list[int]:
+    found = (re.fullmatch(rf"{FOLDER}/(\d{{9}})\.json", name) for name in storage.names(FOLDER))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _name(number: int) -> str:
+    return f"{FOLDER}/{number:09d}.json"

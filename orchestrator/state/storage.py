@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pipelines.errors import ClusterError
 from pipelines.remote.failures import NotThere, StoreError
-from pipelines.remote.patience import Patience
+from pipelines.remote.patience import REQUEST_S, Patience
 from pipelines.remote.store import Store
 
 T = TypeVar("T")
@@ -22,22 +22,22 @@ class Storage:
     A folder is made by the first write; until then it reads as empty.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, wait_s: float = WAIT_S, answer_s: float = REQUEST_S) -> None:
+        """wait_s: how long a request is tried; answer_s: how long one try may take."""
         self.place = place
-        self._store = Store(place)
-        self._patience = Patience(WAIT_S)
+        self._store = Store(place, request_s=answer_s)
+        self._patience = Patience(wait_s)
 
     def write(self, name: str, data: bytes) -> None:
         """Puts the object, in place of any older one."""
         self._told(lambda: self._store.write(name, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Puts the object only where there is none; False where there is one. Asked once: a second try could meet
-        the first one's object."""
-        try:
-            return self._store.create(name, data)
-        except StoreError as error:
-            raise ClusterError(f"cluster.storage: {error}") from error
+        """Puts the object only where there is none; False where there is another one.
+
+        Where it has these very bytes it counts as put: a try whose answer was lost. So let them be nobody else's.
+        """
+        return self._told(lambda: self._store.create(name, data)) or self.read(name) == data
 
     def read(self, name: str) -> bytes | None:
         """The object's bytes; None where there is none."""
