@@ -1,8 +1,10 @@
 """Two drivers of one name cannot both write: one is refused, a dead one's lease is taken over, a late one is told."""
 
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -127,10 +129,14 @@ def test_other_objects_are_no_leases(storage):
 
 @pytest.fixture(scope="module")
 def gone():
-    """A process that was here, and its number in the process table."""
-    script = "from orchestrator.state.driver import Driver; print(vars(Driver.this()))"
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    return Driver(**eval(done.stdout))
+    """A driver that was here."""
+    return driver_of()
+
+
+def driver_of(*prefix):
+    script = "import json; from orchestrator.state.driver import Driver; print(json.dumps(vars(Driver.this())))"
+    done = subprocess.run([*prefix, sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    return Driver(**json.loads(done.stdout))
 
 
 def test_who_is_surely_dead(gone):
@@ -148,6 +154,19 @@ def test_who_is_surely_dead(gone):
         replace(gone, table=""): False,
     }
     assert {driver: driver.surely_dead() for driver in table} == table
+
+
+@pytest.mark.parametrize("proc", [(), ("--mount-proc",)])
+def test_a_process_of_another_namespace_is_not_looked_for_here(gone, proc):
+    """As in a container: the host's name, and pids that start anew."""
+    apart = ("unshare", "--pid", "--fork", *proc)
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this machine does not allow process namespaces")
+    driver = driver_of(*apart)
+    assert (driver.host, driver.pid) == (gone.host, 1)
+    assert driver.table != gone.table
+    assert bool(driver.table) == bool(proc)  # without a /proc of its own it cannot know
+    assert not driver.surely_dead()
 
 
 def test_a_process_that_proc_does_not_show_may_live(gone, monkeypatch):
@@ -368,7 +387,7 @@ DRIVER = """
 import sys
 from orchestrator.state import lease as leases
 from orchestrator.state.storage import Storage
-leases.RENEW_S = 0.05
+leases.RENEW_S = 600  # it confirms all the time
 storage = Storage(sys.argv[1])
 with leases.lease(storage, 'a', print) as held:
     for count in range(10**9):
