@@ -3,6 +3,7 @@
 LocalContext is the stand-in for Ray: it serves single-process runs, tests, and plain `torch.distributed` processes.
 """
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,13 +19,17 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    node: str  # the cluster's name for this node
     node_ranks: range  # the ranks on this node, its own among them
 
     def send(self, records: list[Record]) -> None:
         """Tells the driver; never blocks."""
 
-    def stop_asked(self) -> bool:
-        """Whether the driver wants a checkpoint and an end; never blocks, costs microseconds."""
+    def stop_asked(self, step: int) -> bool:
+        """Whether the driver wants a checkpoint and an end; never blocks, costs microseconds.
+
+        step: global steps done, of which the driver hears now and then.
+        """
 
 
 def _ignore(_: list[Record]) -> None: ...
@@ -40,6 +45,8 @@ class LocalContext:
     hear: Callable[[list[Record]], None] = _ignore
     stop: Callable[[], bool] = bool
 
+    node: str = field(default_factory=socket.gethostname)
+
     @property
     def node_ranks(self) -> range:
         """One node has them all."""
@@ -49,6 +56,6 @@ class LocalContext:
         """Hands the records over at once."""
         self.hear(records)
 
-    def stop_asked(self) -> bool:
+    def stop_asked(self, step: int) -> bool:
         """Asks `stop`."""
         return self.stop()

@@ -32,8 +32,9 @@ class Ear:
     ) -> None:
         self._config, self._plan, self._register, self._tracker, self._say = config, plan, register, tracker, say
         self._printed = 0.0
-        self._reached = 0
+        self.reached = 0  # global steps that some group has done, as far as was heard
         self._kinds = {
+            "at": self._reach,
             "progress": self._progress,
             "epoch": self._epoch,
             "say": self._text,
@@ -45,11 +46,6 @@ class Ear:
             self._say(f"bad images known from before: {len(register.images)}, see {register.place}")
             self._show_bad()
 
-    def resumes_at(self, step: int) -> None:
-        """A group was started anew from this step; what it repeats is said. The position is the data's whole state."""
-        repeated = max(self._reached - step, 0)
-        self._say(f"resumed at step {step}: 0 samples lost, {repeated} steps repeated")
-
     def hear(self, records: list[Record]) -> None:
         """All records of one look into the mailbox. Raises DataError where too many images are bad."""
         for record in records:
@@ -57,8 +53,11 @@ class Ear:
                 act(record)
         self._bad([_bad_image(record) for record in records if record["kind"] == "bad"])
 
+    def _reach(self, record: Record) -> None:
+        self.reached = max(self.reached, record["global_step"])
+
     def _progress(self, record: Record) -> None:
-        self._reached = max(self._reached, record["global_step"])
+        self._reach(record)
         epoch = {"train/epoch": record["global_step"] / self._plan.steps_per_epoch}
         self._log(record, {name: record[key] for key, name in TRAINING.items()} | epoch)
         if time.monotonic() - self._printed >= self._config.tracking.progress_seconds:

@@ -4,37 +4,39 @@ Order of checks: settings (already), plan, data, tracking, cluster. Nothing is w
 """
 
 import signal
-import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from orchestrator import provenance, worker
-from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
-from orchestrator.cluster.room import find_room, find_workers
-from orchestrator.cluster.session import job_id, session
+from orchestrator import provenance
+from orchestrator.attempts import Attempts, StopSignal
+from orchestrator.cluster.room import Room, find_workers
+from orchestrator.cluster.session import session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
-from orchestrator.context import Record
-from orchestrator.plan import Plan, counts_of, efficiency, make_plan
+from orchestrator.plan import Plan, counts_of, make_plan
 from orchestrator.progress import Ear
 from orchestrator.state.checkpoints import Checkpoints, step_of
-from orchestrator.state.lease import Lease, lease
-from orchestrator.state.records import Result, admit, read_result, record_of, write_record, write_result
+from orchestrator.state.lease import lease
+from orchestrator.state.records import (
+    Result,
+    RunRecord,
+    admit,
+    read_result,
+    record_of,
+    write_record,
+    write_result,
+)
 from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
 from orchestrator.training.models.weights import read_weights
-from orchestrator.worker import Job
 from pipelines.dataset import Dataset, open_dataset, verify
-from pipelines.errors import ConfigError, SkiplaneError, TrainingError
+from pipelines.errors import ConfigError, SkiplaneError
 from pipelines.quarantine import allowed
 from pipelines.remote.url import is_url
 
-POLL_S = 0.3
-END_S = 20.0  # that a group has to end after an error
 Say = Callable[[str], None]
 
 
@@ -43,19 +45,6 @@ class Stopped(Exception):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-@dataclass
-class StopSignal:
-    """Which signal asked for an end; None while nobody did."""
-
-    signum: int | None = None
-
-    def __call__(self, signum: int, _: FrameType | None) -> None:
-        """The handler: a second signal ends the process at once."""
-        if self.signum is not None:
-            raise KeyboardInterrupt
         self.signum = signum
 
 
@@ -77,8 +66,7 @@ def run(
     if done is not None and done.status == "finished" and done.epochs >= config.train.epochs:
         say(f"run {config.name} is finished: top-1 {_percent(done.top1)}; another --name trains anew")
         return done
-    life = _Life(config, dataset, plan, storage, say)
-    return life.live(record.mlflow_run_id if record else None, parent, dict(tags or {}))
+    return _Life(config, dataset, plan, storage, say).live(record, parent, dict(tags or {}))
 
 
 def open_checked(config: RunConfig) -> Dataset:
@@ -103,22 +91,20 @@ class _Life:
         self.config, self.dataset, self.plan = config, dataset, plan
         self.storage, self.say = storage, say
         self.checkpoints = Checkpoints(storage, config.train.keep, warn=say)
-        self.restarts = 0
-        self.workers = 0
         self.tracker: Tracker = NullTracker()
         self.stop = StopSignal()
-        self.held: Lease  # while the cluster is joined
-        self.fetched: Mapping[str, int] = {}
+        self.attempts: Attempts | None = None
 
-    def live(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Result:
-        """Server and cluster looked at, tracker open, attempts, result."""
+    def live(self, record: RunRecord | None, parent: str | None, tags: dict[str, str]) -> Result:
+        """Server and cluster looked at, tracker open, attempts, result. record: of the run that this goes on with."""
         if self.config.tracking.uri != "off":
             answers(self.config.tracking.uri)
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
                 self.register = self._open_register()
-                self.tracker = self._open_tracker(run_id, parent, tags)
+                self.run_id = record.id if record and record.id else uuid.uuid4().hex
+                self.tracker = self._open_tracker(record.mlflow_run_id if record else None, parent, tags)
                 return self._tracked()
 
     def _tracked(self) -> Result:
@@ -126,7 +112,7 @@ class _Life:
         self.storage.remove("result.json")  # of an earlier submission, which this one goes on with
         status = "FAILED"
         try:
-            result = self._result(self._attempts())
+            result = self._result(self._train())
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
             status, result = "KILLED", self._ended("stopped", "interrupted before a checkpoint of its own")
@@ -146,78 +132,22 @@ class _Life:
             raise Stopped(self.stop.signum or signal.SIGINT)
         return result
 
-    # -- attempts ------------------------------------------------------------------------------------------------
-
-    def _attempts(self) -> dict[str, Any]:
-        """Fits until a group ends by itself; failures in a row without progress are limited."""
-        failures, reached = 0, self._resume_step()
-        ear = Ear(self.config, self.plan, self.register, self.tracker, self.say)
-        self.fetched = ear.fetched
-        while True:
-            mailbox = Mailbox()  # a new one each time: it may be what was lost
-            try:
-                return self._attempt(mailbox, ear)
-            except GroupDied as died:
-                now = self._resume_step()
-                failures, reached = (0 if now > reached else failures) + 1, max(now, reached)
-                self._after_death(died, failures)
-            finally:
-                mailbox.close()
-
-    def _attempt(self, mailbox: Mailbox, ear: Ear) -> dict[str, Any]:
-        size = find_room(self.config, self.dataset, self.storage, self.say, self._asked)
-        found = self.checkpoints.latest()
-        self.workers = size.workers
-        self._announce(size, found.progress.step if found else 0)
-        if self.restarts:
-            ear.resumes_at(found.progress.step if found else 0)
-        job = Job(self.config, found.name if found else None, self.dataset.digest)
-        group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.restarts}")
-        asked = False
-        while not group.wait(POLL_S):
-            self._hear_all(mailbox, ear, group)
-            if self.stop.signum is not None and not asked:
-                asked = True
-                self.say(f"{signal.Signals(self.stop.signum).name}: saving a checkpoint, then stopping")
-                self.tracker.tags({"skiplane.state": "stopping"})
-                mailbox.ask_stop()
-        self._hear(mailbox, ear)
-        return group.outcome() or {}
-
-    def _hear_all(self, mailbox: Mailbox, ear: Ear, group: Group) -> None:
-        """Of a group that runs. It ends before an error is raised: Ray's session, ended under its thread, would end
-        this process too, without a word."""
-        try:
-            self.held.check()
-            self._hear(mailbox, ear)
-        except SkiplaneError:
-            mailbox.ask_stop()
-            group.wait(END_S)
-            raise
-
-    def _hear(self, mailbox: Mailbox, ear: Ear) -> None:
-        records: list[Record] = mailbox.drain()
-        ear.hear([r for r in records if r["kind"] != "error"])
-        for record in records:
-            if record["kind"] == "error":
-                raise_error(record)
-
-    def _after_death(self, died: GroupDied, failures: int) -> None:
-        if self.stop.signum is not None:
-            raise KeyboardInterrupt from died
-        if failures > self.config.cluster.max_restarts:
-            raise TrainingError(
-                f"the workers died {failures} times without a new checkpoint (cluster.max_restarts = "
-                f"{self.config.cluster.max_restarts}); the last time: {died}"
-            ) from died
-        self.restarts += 1
-        pause = min(2.0 ** (failures - 1), 30.0) - 1.0
-        self.say(f"restart {self.restarts}: {died}" + (f"; trying again in {pause:.0f} s" if pause else ""))
-        self.tracker.tags({"skiplane.restarts": str(self.restarts)})
-        time.sleep(pause)
-
-    def _asked(self) -> bool:
-        return self.stop.signum is not None
+    def _train(self) -> dict[str, Any]:
+        config, say = self.config, self.say
+        self.attempts = Attempts(
+            config,
+            self.plan,
+            Room(config, self.dataset, self.storage, say, self.stop.asked),
+            self.checkpoints,
+            self.held,
+            Ear(config, self.plan, self.register, self.tracker, say),
+            self.tracker,
+            say,
+            self.stop,
+            self.run_id,
+            self.dataset.digest,
+        )
+        return self.attempts.run()
 
     def _open_register(self) -> Register:
         splits, share = self.dataset.splits, self.config.data.max_bad
@@ -248,7 +178,7 @@ class _Life:
             )
         try:
             self.held.confirm()
-            write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id))
+            write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id, self.run_id))
         except BaseException:
             tracker.finish("FAILED")
             raise
@@ -270,17 +200,6 @@ class _Life:
             "skiplane.state": "running",
         }
 
-    def _announce(self, size: Size, step: int) -> None:
-        epoch, at = self.plan.position(step)
-        where = f"from epoch {epoch + 1} step {at}" if step else "from the start"
-        device = "1 GPU" if size.gpus else f"{size.cpus} CPU"
-        share = efficiency(self.config.data.lanes, size.workers)
-        self.say(
-            f"{self.config.name}: {size.workers} workers, {device} each, {self.config.data.lanes} lanes "
-            f"({share:.0%} of the workers' time used), {where}"
-        )
-        self.tracker.tags({"skiplane.world_size": str(size.workers), "ray.job_id": job_id()})
-
     def _result(self, summary: dict[str, Any]) -> Result:
         result = self._compose(summary)
         self.held.confirm()
@@ -300,16 +219,22 @@ class _Life:
         return result
 
     def _compose(self, summary: dict[str, Any]) -> Result:
+        names, best, tried = self.checkpoints.names(), self.checkpoints.best_name(), self.attempts
         return Result.of(
             summary,
             name=self.config.name,
             dataset_digest=self.dataset.digest,
-            world_size=self.workers,
-            restarts=self.restarts,
+            world_size=tried.workers if tried else 0,
+            restarts=tried.restarts if tried else 0,
+            resizes=tried.resizes if tried else 0,
+            steps_repeated=tried.repeated if tried else 0,
             bad_images=self.register.to_list(),
-            fetched=dict(self.fetched),
+            fetched=dict(tried.ear.fetched) if tried else {},
             parameters=self.plan.parameters,
             multiply_adds=self.plan.multiply_adds,
+            checkpoint=names[-1] if names else None,
+            best_checkpoint=best,
+            resumable=bool(names) and summary["status"] != "finished",
             mlflow_run_id=self.tracker.run_id,
             mlflow_url=self.tracker.url,
         )

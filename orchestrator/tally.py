@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.context import Record
 from orchestrator.plan import Plan
-from orchestrator.state.checkpoints import Progress
+from orchestrator.state.packed import Progress
 from orchestrator.training.evaluate import EvalSums
 from orchestrator.training.loop import StepDone
 from orchestrator.training.metrics import EpochSums
@@ -15,15 +15,20 @@ from orchestrator.training.step import StepStats, check_finite, to_host
 
 
 class Tally:
-    """The sums that continue over checkpoints. Everything but digest and bad samples is equal on all ranks."""
+    """The sums that continue over checkpoints. Everything but digest and bad samples is equal on all ranks.
+
+    So are the points of the training curve: they end at multiples of log_steps and at epochs' ends, and their sums go
+    through checkpoints, so a restart changes neither where they are nor what they say.
+    """
 
     def __init__(self, start: Progress) -> None:
         self._start = start
         self.step = start.step
-        self._sums, self._total = _sums(start.sums), _sums(start.total)
+        self._interval, self._sums, self._total = _sums(start.interval), _sums(start.sums), _sums(start.total)
         self._curve = list(start.curve)
         self._digest, self._bad = 0, 0
         self._pending: list[StepStats] = []
+        self._fetched = 0  # steps of this interval that this process did
         self._wait_s = self._busy_s = 0.0
         self._began = time.monotonic()
         self._images, self._train_s = 0, 0.0
@@ -37,20 +42,23 @@ class Tally:
         self._wait_s, self._busy_s = self._wait_s + done.wait_s, self._busy_s + done.step_s
         self.step = done.global_step + 1
 
-    def due(self, steps: int) -> bool:
-        """Whether so many steps wait to be reported."""
-        return len(self._pending) >= steps
-
-    def flush(self, done: StepDone, plan: Plan, global_batch: int) -> Record:
-        """Fetches the waiting steps, adds them up, and returns their mean as a record."""
-        check_finite(done.stats, f"step {done.global_step}")
-        interval, count = EpochSums(), len(self._pending)
+    def fetch(self) -> None:
+        """Waits for the device and adds up what is pending. Raises TrainingError where it is not finite."""
+        if not self._pending:
+            return
+        check_finite(self._pending[-1], f"step {self.step - 1}")
         for numbers in to_host(self._pending):
-            for sums in (interval, self._sums, self._total):
+            for sums in (self._interval, self._sums, self._total):
                 sums.add(**numbers)
-        seconds = self._wait_s + self._busy_s
-        self._images, self._train_s = self._images + count * global_batch, self._train_s + seconds
-        rate = count * global_batch / max(seconds, 1e-9)
+        self._fetched += len(self._pending)
+        self._pending = []
+
+    def point(self, done: StepDone, plan: Plan, global_batch: int) -> Record:
+        """Ends the interval: its mean as a record. Speeds are those of this process."""
+        self.fetch()
+        seconds, images = max(self._wait_s + self._busy_s, 1e-9), self._fetched * global_batch
+        self._images, self._train_s = self._images + images, self._train_s + seconds
+        rate = images / seconds
         record = {
             "kind": "progress",
             "time_ms": now_ms(),
@@ -61,15 +69,15 @@ class Tally:
             "epochs": plan.epochs,
             "lr": done.lr,
             "grad_norm": float(done.stats.grad_norm),
-            "loss": interval.mean_loss,
-            "top1": interval.top1_share,
-            "top5": interval.top5_share,
+            "loss": self._interval.mean_loss,
+            "top1": self._interval.top1_share,
+            "top5": self._interval.top5_share,
             "images_per_s": rate,
-            "data_wait": self._wait_s / max(seconds, 1e-9),
-            "step_s": seconds / count,
+            "data_wait": self._wait_s / seconds,
+            "step_s": seconds / self._fetched,
             "left_s": (plan.steps - self.step) * global_batch / rate,
         }
-        self._pending, self._wait_s, self._busy_s = [], 0.0, 0.0
+        self._interval, self._fetched, self._wait_s, self._busy_s = EpochSums(), 0, 0.0, 0.0
         return record
 
     def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
@@ -98,6 +106,7 @@ class Tally:
             step=self.step,
             epoch=self.step // steps_per_epoch,
             digest=(self._start.digest + digest) % 2**64,
+            interval=self._interval.to_dict(),
             sums=self._sums.to_dict(),
             total=self._total.to_dict(),
             curve=list(self._curve),

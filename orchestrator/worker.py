@@ -17,7 +17,13 @@ from orchestrator.config import RunConfig
 from orchestrator.context import Context, Record
 from orchestrator.feed import threads_of, training_feed
 from orchestrator.plan import counts_of, eval_ids, lanes_of, learning_rate, make_plan
-from orchestrator.state.checkpoints import BackgroundSaver, Checkpoints, Progress, step_of, weights_sha256
+from orchestrator.rhythm import Ask, Rhythm
+from orchestrator.state.checkpoints import Checkpoints, Owner, step_of, weights_sha256
+from orchestrator.state.lease import Fence
+from orchestrator.state.memory import Memory
+from orchestrator.state.packed import Progress
+from orchestrator.state.restore import restore
+from orchestrator.state.saver import BackgroundSaver
 from orchestrator.state.storage import Storage
 from orchestrator.tally import Tally, now_ms
 from orchestrator.training import loop
@@ -30,7 +36,7 @@ from pipelines.augment import pca_shift
 from pipelines.batches import Batch, EvalBatches, TrainBatches
 from pipelines.dali import resolve_decode
 from pipelines.dataset import open_dataset
-from pipelines.errors import DataError, TrainingError
+from pipelines.errors import DataError
 from pipelines.quarantine import BadSample, Quarantine, allowed
 
 
@@ -41,6 +47,12 @@ class Job:
     config: RunConfig
     resume: str | None = None  # name of the checkpoint to go on from
     dataset_digest: str = ""  # of the dataset that was admitted; "" = any
+    run_id: str = ""  # names the run's copies in memory; "" = none are kept
+    number: int = 0  # the driver's fencing number
+    attempt: int = 0  # of that driver
+
+
+BEGINNING = Progress(step=0, epoch=0, digest=0, sums={}, total={}, curve=[], bad=0, seconds=0.0)
 
 
 def train(job: Job, context: Context) -> dict[str, Any]:
@@ -64,36 +76,43 @@ class Worker:
         self.plan = make_plan(job.config, counts_of(self.dataset))
         self.lanes = lanes_of(context.rank, context.world_size, job.config.data.lanes)
         self.decode = resolve_decode(job.config.data.decode, context.device.type == "cuda")
-        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep)
-        self.saver = BackgroundSaver(self.checkpoints)
+        self.memory = self._open_memory(job)
+        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=_owner(job))
+        self.saver = BackgroundSaver(self.checkpoints, self.memory, self._say_everywhere)
         stack.callback(self.saver.close)
-        self.feed = training_feed(
-            job.config, self.dataset, self.plan, context, step_of(job.resume) if job.resume else 0
-        )
+        restored = restore(self.checkpoints, self.memory, job.resume, context)
+        progress = restored.checkpoint.progress if restored else BEGINNING
+        self.feed = training_feed(job.config, self.dataset, self.plan, context, progress.step)
         stack.callback(self.feed.close)
         self.reader = self.feed.readers
         self.quarantine = {name: self._quarantine(name) for name in self.reader}
         self.step = self._build_step()
-        self.tally = Tally(self._restore(job.resume))
-        if context.rank == 0:
-            context.send([{"kind": "decode", "where": self.decode, "device": context.device.type}])
+        if restored:
+            self.step.load_state_dict(restored.checkpoint.tensors)
+        self.tally = Tally(progress)
+        self.rhythm = Rhythm(
+            job.config.train.checkpoint_steps,
+            60 * job.config.train.checkpoint_minutes,
+            job.config.train.memory_seconds if job.run_id else 0,
+        )
         self.stack = stack
+        self._introduce(restored.source if restored else "")
 
     def run(self) -> dict[str, Any]:
         """The loop, and who hears of it."""
-        steps = self.plan.steps_per_epoch
+        steps, every = self.plan.steps_per_epoch, self.config.tracking.log_steps
         for done in self._steps():
             self.tally.add(done)
             self.feed.at(done.global_step)
             ends_epoch = done.step == steps - 1
-            saves = ends_epoch or done.asked or self._checkpoint_due(done.global_step + 1)
-            if saves or self.tally.due(self.config.tracking.log_steps):
+            wanted = self.rhythm.after(self.tally.step, ends_epoch, done.asked)
+            if ends_epoch or self.tally.step % every == 0:
                 self._report(done)
             if ends_epoch:
                 self._end_epoch(done.epoch)
-            if saves:
-                self._save()
-            if done.asked and done.global_step + 1 < self.plan.steps:
+            if wanted:
+                self._keep(wanted)
+            if Ask.STOP in wanted and self.tally.step < self.plan.steps:
                 return self._summary("stopped")
         return self._summary("finished")
 
@@ -108,9 +127,13 @@ class Worker:
             steps_per_epoch=self.plan.steps_per_epoch,
             start=start,
             stop=self.plan.steps,
-            request=lambda: float(self.context.stop_asked()),
+            request=self._request,
             colour=self._colour,
         )
+
+    def _request(self) -> float:
+        """Rank 0 asks, so that the clocks of the others do not matter."""
+        return float(self.rhythm.ask(self.context.stop_asked(self.tally.step))) if self.context.rank == 0 else 0.0
 
     def _colour(self, batch: Batch) -> torch.Tensor | None:
         """The paper's PCA colour noise, keyed by sample as the crops are; None where it is off."""
@@ -187,23 +210,22 @@ class Worker:
 
     # -- state ---------------------------------------------------------------------------------------------------
 
-    def _restore(self, name: str | None) -> Progress:
-        if name is None:
-            return Progress(step=0, epoch=0, digest=0, sums={}, total={}, curve=[], bad=0, seconds=0.0)
-        found = self.checkpoints.load(name)
-        if found is None:
-            raise TrainingError(f"checkpoint {name} cannot be read on rank {self.context.rank}")
-        self.step.load_state_dict(found.tensors)
-        return found.progress
+    def _open_memory(self, job: Job) -> Memory | None:
+        """Of one rank a node; the others have the same state."""
+        if not (job.run_id and job.config.train.memory_seconds) or self.context.rank != self.context.node_ranks[0]:
+            return None
+        memory = Memory(job.run_id)
+        memory.sweep()
+        return memory
 
-    def _checkpoint_due(self, step: int) -> bool:
-        every = self.config.train.checkpoint_steps
-        return bool(every) and step % every == 0
-
-    def _save(self) -> None:
+    def _keep(self, wanted: Ask) -> None:
+        """The state into storage, by rank 0, and into memory, by one rank a node. All ranks call it."""
+        self.tally.fetch()
         progress = self.tally.progress(self.plan.steps_per_epoch, self._sum)
-        if self.context.rank == 0:
+        if Ask.CHECKPOINT in wanted and self.context.rank == 0:
             self.saver.save(self.step.state_dict(), progress, self._saved)
+        elif self.memory:
+            self.saver.copy(self.step.state_dict(), progress)
 
     def _saved(self, name: str) -> None:
         self.context.send([{"kind": "checkpoint", "name": name, "step": step_of(name)}])
@@ -220,7 +242,7 @@ class Worker:
 
     def _report(self, done: loop.StepDone) -> None:
         """One point of the training curves, from rank 0; what was fetched, from each."""
-        record = self.tally.flush(done, self.plan, self.config.train.global_batch)
+        record = self.tally.point(done, self.plan, self.config.train.global_batch)
         records: list[Record] = [record] if self.context.rank == 0 else []
         if records := records + self.feed.news():
             self.context.send(records)
@@ -253,6 +275,8 @@ class Worker:
 
     def _summary(self, status: str) -> dict[str, Any]:
         self.saver.wait()
+        if self.memory:
+            self.memory.clear()  # what storage has is as new
         if news := self.feed.news():
             self.context.send(news)
         return {
@@ -263,9 +287,29 @@ class Worker:
             **self.tally.summary(),
         }
 
+    def _introduce(self, source: str) -> None:
+        """Where the group is and what it goes on from."""
+        context, records = self.context, list[Record]()
+        if context.rank == context.node_ranks[0]:
+            records.append({"kind": "node", "node": context.node, "ranks": len(context.node_ranks)})
+        if context.rank == 0:
+            records.append({"kind": "decode", "where": self.decode, "device": context.device.type})
+            records.append({"kind": "restored", "global_step": self.tally.step, "source": source})
+        context.send(records)
+
     def _say(self, text: str) -> None:
         if self.context.rank == 0:
-            self.context.send([{"kind": "say", "text": text}])
+            self._say_everywhere(text)
+
+    def _say_everywhere(self, text: str) -> None:
+        self.context.send([{"kind": "say", "text": text}])
+
+
+def _owner(job: Job) -> Owner:
+    """Who writes the checkpoints; a run without a driver has no rival."""
+    if not job.number:
+        return Owner()
+    return Owner(job.number, job.attempt, Fence(job.config.folder(), job.number).check)
 
 
 def bad_record(bad: BadSample, split: str) -> Record:

@@ -61,7 +61,7 @@ def test_a_request_is_heard_lag_steps_later():
     asks = iter([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
     done = drive(make_step(LANES), 0, 6, request=lambda: next(asks))
     assert LAG == 2
-    assert [d.asked for d in done] == [False, False, False, True, False, False]  # the last one ends with the run
+    assert [d.asked for d in done] == [0, 0, 0, 1, 0, 0]  # the last one ends with the run
 
 
 def heard(rank, world_size):

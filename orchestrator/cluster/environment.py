@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from orchestrator.cluster.services import token_file
+from orchestrator.cluster.services import HEALTH_CHECKS, token_file
 
 DRIVER = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen this soon, and an end too
@@ -18,6 +18,7 @@ DRIVER = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where their modules are
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    **HEALTH_CHECKS,
     "RAY_worker_niceness": "0",  # of a cluster inside this process: by default its workers run at niceness 15
 }
 

@@ -27,6 +27,7 @@ from pipelines.errors import SkiplaneError, TrainingError
 
 # What a dead peer or a lost node never raises: trying again would only fail again.
 BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
+NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 WorkerFunction = Callable[[Any, "RayContext"], dict[str, Any] | None]
 
 
@@ -36,13 +37,18 @@ class GroupDied(Exception):
 
 @ray.remote(num_cpus=0)
 class _Mailbox:
-    """Records from the workers, and the one word that the driver has for them."""
+    """Records from the workers of one attempt, and the one word that the driver has for them."""
 
     def __init__(self) -> None:
-        self._records: list[Record] = []
-        self._stop = False
+        self._attempt, self._records, self._stop = -1, list[Record](), False
 
-    def put(self, records: list[Record]) -> bool:
+    def begin(self, attempt: int) -> None:
+        self._attempt, self._records, self._stop = attempt, [], False
+
+    def put(self, attempt: int, records: list[Record]) -> bool:
+        """Whether to stop: always for workers of an attempt that is over, such as those of a node that was cut off."""
+        if attempt != self._attempt:
+            return True
         self._records += records
         return self._stop
 
@@ -55,16 +61,22 @@ class _Mailbox:
 
 
 class Mailbox:
-    """The driver's end of the mailbox."""
+    """The driver's end of the mailbox; it serves all attempts, one after the other."""
 
     def __init__(self) -> None:
-        here = ray.get_runtime_context().get_node_id()
-        self.actor: Any = _Mailbox.options(  # type: ignore[attr-defined]
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
-        ).remote()
+        self._open()
+
+    def begin(self, attempt: int) -> None:
+        """Forgets what is there, and hears from now on the workers of this attempt alone."""
+        self.attempt = attempt
+        try:
+            ray.get(self.actor.begin.remote(attempt))
+        except RayError:  # lost: a new one
+            self._open()
+            ray.get(self.actor.begin.remote(attempt))
 
     def drain(self) -> list[Record]:
-        """What came since the last call. Raises GroupDied where the mailbox is gone: a new group gets a new one."""
+        """What came since the last call. Raises GroupDied where the mailbox is gone."""
         try:
             return list(ray.get(self.actor.drain.remote()))
         except RayError as error:
@@ -80,37 +92,44 @@ class Mailbox:
         with suppress(RayError, ValueError):
             ray.kill(self.actor)
 
+    def _open(self) -> None:
+        here = ray.get_runtime_context().get_node_id()
+        self.actor: Any = _Mailbox.options(  # type: ignore[attr-defined]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+        ).remote()
+
 
 class RayContext:
-    """A worker's context under Ray Train. `poll_s`: how often rank 0 asks whether to stop."""
+    """A worker's context under Ray Train. `poll_s`: how often rank 0 says where it is and asks whether to stop."""
 
-    def __init__(self, actor: Any, poll_s: float = 0.5) -> None:
+    def __init__(self, actor: Any, attempt: int, poll_s: float = 0.2) -> None:
         place = ray.train.get_context()
         self.rank, self.world_size = place.get_world_rank(), place.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.node = str(ray.get_runtime_context().get_node_id())
         first = self.rank - place.get_local_rank()  # Ray numbers the workers of a node one after the other
         self.node_ranks = range(first, first + place.get_local_world_size())
-        self._actor, self._poll_s = actor, poll_s
+        self._actor, self._attempt, self._poll_s = actor, attempt, poll_s
         self._reply, self._asked_at, self._stop = None, 0.0, False
 
     def send(self, records: list[Record]) -> None:
         """One message without waiting for the answer (about 0.2 ms)."""
-        self._reply, self._asked_at = self._actor.put.remote(records), time.monotonic()
+        self._reply, self._asked_at = self._actor.put.remote(self._attempt, records), time.monotonic()
 
-    def stop_asked(self) -> bool:
+    def stop_asked(self, step: int) -> bool:
         """The last answer from the driver; asks anew every poll_s. Only rank 0 asks: a stop is summed over ranks."""
         if self._stop or self.rank:
             return self._stop
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
             self._stop, self._reply = ray.get(self._reply), None
         elif self._reply is None and time.monotonic() - self._asked_at > self._poll_s:
-            self.send([])
+            self.send([{"kind": "at", "global_step": step}])
         return self._stop
 
     def fail(self, error: SkiplaneError) -> None:
         """Tells the driver why, and waits until it is told: the group dies right after."""
         record = {"kind": "error", "type": type(error).__name__, "message": str(error), "rank": self.rank}
-        ray.get(self._actor.put.remote([record]), timeout=10)
+        ray.get(self._actor.put.remote(self._attempt, [record]), timeout=10)
 
 
 def _enter(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -119,7 +138,7 @@ def _enter(config: dict[str, Any]) -> dict[str, Any] | None:
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     torch.set_num_threads(config["threads"])  # kernels split their sums by threads: the count is part of the bits
-    context = RayContext(config["mailbox"])
+    context = RayContext(config["mailbox"], config["attempt"])
     try:
         return config["function"](config["job"], context)
     except SkiplaneError as error:
@@ -139,6 +158,7 @@ class Size:
     gpus: int  # of one worker
     timeout_s: int
     interface: str | None = None  # the network interface that carries the nodes' addresses
+    nodes: tuple[str, ...] = ()  # ids of those that may be used: no group waits for one that is lost; () = any
 
 
 class Group:
@@ -200,8 +220,19 @@ def _trainer(function: WorkerFunction, job: Any, size: Size, mailbox: Mailbox, r
     resources = {"CPU": size.cpus} | ({"GPU": size.gpus} if size.gpus else {})
     return TorchTrainer(
         _enter,
-        train_loop_config={"function": function, "job": job, "mailbox": mailbox.actor, "threads": size.cpus},
-        scaling_config=ScalingConfig(num_workers=size.workers, use_gpu=bool(size.gpus), resources_per_worker=resources),
+        train_loop_config={
+            "function": function,
+            "job": job,
+            "mailbox": mailbox.actor,
+            "attempt": mailbox.attempt,
+            "threads": size.cpus,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=size.workers,
+            use_gpu=bool(size.gpus),
+            resources_per_worker=resources,
+            label_selector={NODE_ID: f"in({','.join(size.nodes)})"} if size.nodes else None,
+        ),
         torch_config=TorchConfig(backend="nccl" if size.gpus else "gloo", timeout_s=size.timeout_s),
         run_config=run,
     )

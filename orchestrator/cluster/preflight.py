@@ -49,8 +49,8 @@ class Report:
     storage: str
 
 
-def preflight(nodes: list[Node], config: RunConfig, dataset: Dataset, storage: Storage) -> str | None:
-    """Asks every node that may get workers. Returns the network interface they share, if its name is the same.
+def preflight(nodes: list[Node], config: RunConfig, dataset: Dataset, storage: Storage) -> list[Report]:
+    """Asks every node that may get workers; their answers.
 
     Raises ClusterError with the names of the nodes that cannot take part, and why.
     """
@@ -70,8 +70,7 @@ def preflight(nodes: list[Node], config: RunConfig, dataset: Dataset, storage: S
         if len(versions := {getattr(r, what) for r in reports}) > 1:
             pairs = ", ".join(f"{r.address}: {getattr(r, what)}" for r in reports)
             raise ClusterError(f"the nodes have {len(versions)} versions of {what} ({pairs}); install one everywhere")
-    names = {r.interface for r in reports}
-    return names.pop() if len(names) == 1 else None
+    return reports
 
 
 EVERYWHERE = "every node has to see the same folder or URL, with credentials in the environment of its `ray start`"

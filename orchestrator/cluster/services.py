@@ -25,7 +25,16 @@ NODE_IP = "127.0.0.2"
 NAMES = {"ray": "Ray", "mlflow": "MLflow"}
 DEFAULT_PORTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000}
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large goes through it; Ray's default takes 30 % of the memory
+# A node that does not answer for so long is lost: 3 times (1 s between, 1.5 s each). Ray's defaults take 62 s for one
+# that is cut off. A node that stands still for longer than this, swapping say, is given up too, and costs a restart.
+HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1500",
+    "RAY_health_check_failure_threshold": "3",
+}
 RAY_SETTINGS = {
+    **HEALTH_CHECKS,
     "RAY_worker_niceness": "0",  # by default training runs at niceness 15: anything else on the machine starves it
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else an idle helper actor holds `down` for 30 s

@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray
 from pipelines.errors import ClusterError
 
 PROBE_S = 5.0
+REACH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Node:
     address: str
     cpus: float
     gpus: float
+    port: int = 0  # of its raylet
 
     def fits(self, cpus: int, gpus: int) -> int:
         """How many workers of this size it holds."""
@@ -83,10 +86,38 @@ def _probe(address: str) -> None:
 def nodes() -> list[Node]:
     """The nodes alive now."""
     return [
-        Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        Node(
+            n["NodeID"],
+            n["NodeManagerAddress"],
+            n["Resources"].get("CPU", 0.0),
+            n["Resources"].get("GPU", 0.0),
+            n["NodeManagerPort"],
+        )
         for n in ray.nodes()
         if n["Alive"]
     ]
+
+
+def reachable(found: Sequence[Node]) -> list[Node]:
+    """Those whose raylet takes a connection within REACH_S. Ray itself knows of a lost node only seconds later."""
+    with ThreadPoolExecutor(max(1, min(len(found), 64))) as pool:
+        return [node for node, answers in zip(found, pool.map(_answers, found), strict=True) if answers]
+
+
+def _answers(node: Node) -> bool:
+    try:
+        socket.create_connection((node.address, node.port), timeout=REACH_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def draining() -> set[str]:
+    """Ids of nodes that were told to go: a spot instance that is taken back, a pod that is ended, `ray drain-node`.
+
+    Ray has no public call for it outside of a worker, where it is a barrier for all ranks; this is what that uses.
+    """
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def job_id() -> str:

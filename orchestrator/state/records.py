@@ -17,6 +17,7 @@ class RunRecord:
     settings: dict[str, Any]  # flat, resolved
     dataset_digest: str
     mlflow_run_id: str | None = None
+    id: str = ""  # names the run's copies in the nodes' memory; of this folder alone, so another run's never match
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,18 @@ class Result:
     eval_digest: str | None = None  # the last evaluation's
     dataset_digest: str = ""
     world_size: int = 0
-    restarts: int = 0
+    restarts: int = 0  # of this submission, after a death
+    resizes: int = 0  # of this submission: groups of another size than the one before
+    steps_repeated: int = 0  # of this submission
     bad_samples: int = 0  # how often a bad training image was replaced
     images_per_second: float | None = None
     seconds: float = 0.0  # of training and evaluation, over all attempts
     parameters: int = 0
     multiply_adds: int = 0
     reason: str | None = None  # why it stopped or failed
+    resumable: bool = False  # not finished, and the same name goes on from `checkpoint`
+    checkpoint: str | None = None  # the newest, below the run's folder
+    best_checkpoint: str | None = None  # of those kept, by validation top-1
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
     fetched: dict[str, int] = field(default_factory=dict)  # over the network by this submission: transfer.Fetched
@@ -131,6 +137,6 @@ def settings_of(storage: Storage, name: str) -> RunConfig:
     return RunConfig.model_validate(unflatten(record.settings))
 
 
-def record_of(config: RunConfig, dataset_digest: str, mlflow_run_id: str | None) -> RunRecord:
+def record_of(config: RunConfig, dataset_digest: str, mlflow_run_id: str | None, id: str = "") -> RunRecord:
     """The record of a run about to start."""
-    return RunRecord(flatten(config), dataset_digest, mlflow_run_id)
+    return RunRecord(flatten(config), dataset_digest, mlflow_run_id, id)

@@ -34,7 +34,7 @@ class StepDone:
     """A finished step; the net is that after `global_step` while the consumer holds it.
 
     wait_s: seconds spent waiting for the batch. step_s: seconds in the step; on a GPU, until it was queued.
-    asked: some rank asked for something LAG steps ago; true at the same step on all ranks.
+    asked: the sum of what the ranks asked for LAG steps ago; the same at the same step on all ranks.
     """
 
     global_step: int
@@ -46,7 +46,7 @@ class StepDone:
     bad: tuple[Any, ...]
     wait_s: float
     step_s: float
-    asked: bool
+    asked: int
 
 
 def train(
@@ -63,8 +63,8 @@ def train(
     """Steps `start` to `stop` - 1, counted over the whole run; yields after each.
 
     batches: in order from step `start`; TrainingError where one is missing or not the one whose turn it is.
-    request: called once a step; a number above 0 asks all ranks (for a checkpoint, to stop), and is heard by all of
-    them LAG steps later as `asked`. What is asked in the last LAG steps ends with the run.
+    request: called once a step; whole numbers, whose sum over ranks all of them hear LAG steps later as `asked`. What
+    is asked in the last LAG steps ends with the run.
     colour: float32 [n, 3] to add to a batch's images in units of 0..1, or None.
     """
     heard = Delayed(LAG)
@@ -75,7 +75,7 @@ def train(
         got = time.perf_counter()
         lr = lr_of_step(global_step)
         stats = step(batch.images, batch.labels, lr, request(), colour(batch))
-        asked = heard.swap(stats.request) > 0
+        asked = round(heard.swap(stats.request))
         wait_s, step_s = got - began, time.perf_counter() - got
         yield StepDone(global_step, batch.epoch, batch.step, lr, stats, batch.digest, batch.bad, wait_s, step_s, asked)
 
