@@ -109,8 +109,7 @@ class Machines:
     def boot(self, i: int) -> None:
         """Turns machine i on, with its cable in."""
         self.disk(i).mkdir(exist_ok=True)
-        command = [*APART, BOOT, self._name(i), str(self.disk(i)), str(self.folder)]
-        self._first[i] = _start(command, self._name(i))
+        self._first[i] = _start([*APART, BOOT, f"host{i}", str(self.disk(i)), str(self.folder)], f"host{i}")
         self._pid[i] = _inner(self._first[i]).pid
         with suppress(subprocess.CalledProcessError):  # the kernel takes its time with a dead machine's cable
             self._at_switch("link", "del", f"port{i}")
@@ -175,29 +174,23 @@ class Machines:
         size = f"size={self._shared_mb}m"
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", self.shared], check=True)
         stack.callback(subprocess.run, ["umount", "--lazy", self.shared], check=True)
-        names = [f"{self.address(i)} {self._name(i)}\n" for i in range(self.count)]
+        names = [f"{self.address(i)} host{i}\n" for i in range(self.count)]
         (self.folder / "hosts").write_text("".join(["127.0.0.1 localhost\n", *names]))
         # A resolver that cannot be reached costs 10 s a look-up.
         (self.folder / "resolv.conf").write_text("options timeout:1 attempts:1\n")
-
-    def _name(self, i: int) -> str:
-        return f"host{i}.{self.folder.name.replace('_', '-')}"
 
     def _at_switch(self, *words: str) -> None:
         _ip(self._switch.pid, *words)
 
 
-def remove_left() -> list[Path]:
-    """Removes the folders of sets whose makers were killed; their machines ended with them. Returns the folders."""
-    left = []
+def remove_left() -> None:
+    """Removes the folders of sets whose makers were killed; their machines ended with them."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
         with suppress(BlockingIOError, FileNotFoundError), lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it up when its holder ends
             if os.path.ismount(shared := lock.parent / "shared"):
                 subprocess.run(["umount", "--lazy", shared], check=True)
             shutil.rmtree(lock.parent, ignore_errors=True)
-            left.append(lock.parent)
-    return left
 
 
 @contextmanager
