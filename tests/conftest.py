@@ -1,6 +1,7 @@
 """What the tests share: a packed digits dataset, and settings for small runs on it."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,17 @@ def settings_for(home, tmp_path):
         return settings.load(["--recipe", recipe, *place, *flags], own, settings.Edge(home))[1]
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB of its own. Skipped where this machine does not let us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -1,6 +1,6 @@
 """The sums that continue: what a run says of itself does not begin anew with a new driver."""
 
-from orchestrator.state.checkpoints import Progress
+from orchestrator.state.packed import Progress
 from orchestrator.tally import Tally
 from orchestrator.training.evaluate import EvalSums
 

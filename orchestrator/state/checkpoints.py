@@ -1,144 +1,184 @@
-"""Checkpoints of one run: `checkpoints/step-000000123/` with tensors, progress and, written last, a manifest.
+"""Checkpoints of one run: `checkpoints/step-000000123-0007.002/` with tensors, progress and, written last, a manifest.
 
 The manifest's sizes and hashes make a checkpoint whole; one without a manifest, or with other bytes than it says, is
-passed over with a warning for the one before. Nothing in it is a pickle: `torch.load(weights_only=True)` reads it.
+passed over with a warning for the one before. The numbers behind the step are the writer's: the lease's fencing number
+and the attempt, so that two writers never share a folder. Folders without them are of older versions.
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from orchestrator.state.packed import Checkpoint, Packed
 from orchestrator.state.storage import Storage
+from orchestrator.training.safetensors import Buffer
+from pipelines.errors import ClusterError
 
-MANIFEST = "manifest.json"
-Tensors = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: the data's whole state is `step`; the rest are sums that continue."""
-
-    step: int  # global steps done
-    epoch: int  # epochs done or begun: step // steps_per_epoch
-    digest: int  # data digest so far, over all ranks
-    sums: dict[str, Any]  # of the epoch under way
-    total: dict[str, Any]  # of all steps
-    curve: list[dict[str, float]]  # one record an evaluated epoch
-    bad: int  # samples replaced so far, over all ranks
-    seconds: float  # of training, over all attempts
+T = TypeVar("T")
+FOLDER, MANIFEST = "checkpoints", "manifest.json"
+NAME = re.compile(rf"{FOLDER}/step-(\d+)(?:-(\d+)\.(\d+))?")
+MARGIN = 1.05  # free bytes that a checkpoint wants: its own and what the file system needs for them
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint in memory."""
+class Owner:
+    """Who writes. check: raises once the run is somebody else's; asked just before a checkpoint becomes whole."""
 
-    name: str
-    tensors: dict[str, Any]
-    progress: Progress
+    number: int = 0  # the lease's fencing number: rises with every driver
+    attempt: int = 0  # of that driver
+    check: Callable[[], None] = lambda: None
 
 
 class Checkpoints:
     """The checkpoints in one run's storage. `warn` hears of each one that is passed over."""
 
-    def __init__(self, storage: Storage, keep: int, warn: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, storage: Storage, keep: int, warn: Callable[[str], None] = print, owner: Owner | None = None
+    ) -> None:
         self._storage, self._keep, self._warn = storage, keep, warn
+        self._owner = owner or Owner()
+        self._known: dict[str, float | None] = {}  # top-1 by name; a manifest never changes
 
-    def save(self, tensors: Tensors, progress: Progress) -> str:
-        """Writes one checkpoint, then removes those beyond `keep`. Returns its name."""
-        folder = f"checkpoints/step-{progress.step:09d}"
-        files = {"tensors.pt": _pack(tensors), "progress.json": json.dumps(asdict(progress)).encode()}
-        for name, data in files.items():
-            self._storage.write(f"{folder}/{name}", data)
-        listed = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
-        self._storage.write(f"{folder}/{MANIFEST}", json.dumps({"files": listed}).encode())
-        self._prune()
+    def save(self, packed: Packed) -> str:
+        """Writes one checkpoint, then removes all but the newest `keep` and the best. Returns its name.
+
+        Raises ClusterError where it cannot be written or there is no room, and what the owner's check raises. Then
+        nothing of it is left, and those that were there still are.
+        """
+        folder = f"{FOLDER}/step-{packed.step:09d}-{self._owner.number:04d}.{self._owner.attempt:03d}"
+        self._check_room(packed)
+        try:
+            self._write(folder, packed)
+        except BaseException:
+            with suppress(ClusterError):
+                self._discard(folder)
+            raise
+        self._known[folder] = packed.top1
+        self._prune(folder)
         return folder
 
     def names(self) -> list[str]:
         """Folders that have a manifest, oldest first."""
-        return [n.removesuffix(f"/{MANIFEST}") for n in self._storage.names("checkpoints") if n.endswith(MANIFEST)]
+        return _whole(self._storage.folders(FOLDER))
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose bytes are what its manifest says; None where there is none."""
-        for name in reversed(self.names()):
-            if found := self.load(name):
-                return found
-        return None
+        return self._first(reversed(self.names()))
+
+    def best(self) -> Checkpoint | None:
+        """Of those that are kept and whole, the one with the highest validation top-1; None where none has one."""
+        return self._first(self._by_top1(self.names()))
+
+    def read(self, name: str) -> Packed | None:
+        """One checkpoint's files; None, with a warning, where they are not what the manifest says."""
+        return self._unless_damaged(name, lambda: self._verified(name))
 
     def load(self, name: str) -> Checkpoint | None:
         """One checkpoint; None, with a warning, where it is damaged."""
+        return self._unless_damaged(name, lambda: self._verified(name).unpack(name))
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _write(self, folder: str, packed: Packed) -> None:
+        for name, data in packed.files.items():
+            self._put(f"{folder}/{name}", data)
+        manifest = json.dumps({"number": self._owner.number, **packed.about}).encode()
+        self._owner.check()
+        self._put(f"{folder}/{MANIFEST}", manifest)
+
+    def _put(self, name: str, data: Buffer) -> None:
         try:
-            files = self._verified(name)
-            progress = Progress(**json.loads(files["progress.json"]))
-            tensors = torch.load(io.BytesIO(files["tensors.pt"]), weights_only=True, map_location="cpu")
-        except (ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+            self._storage.write(name, data)
+        except ClusterError as error:
+            raise ClusterError(f"{error}; {self._last_good()}") from error
+
+    def _check_room(self, packed: Packed) -> None:
+        free, needed = self._storage.free(), packed.nbytes
+        if free is not None and free < MARGIN * needed:
+            raise ClusterError(
+                f"cluster.storage: {self._storage.place} has {_mb(free)} free, a checkpoint takes {_mb(needed)}; free "
+                f"some, or move the run to a larger cluster.storage; {self._last_good()}"
+            )
+
+    def _last_good(self) -> str:
+        with suppress(ClusterError):
+            if names := self.names():
+                return f"the last good checkpoint is {names[-1]}"
+        return "there is no checkpoint before it"
+
+    def _discard(self, folder: str) -> None:
+        """A folder that did not become whole."""
+        names = self._storage.folders(FOLDER).get(folder, [])
+        if f"{folder}/{MANIFEST}" not in names:
+            self._storage.remove_folder(folder, names)
+
+    # -- removing ------------------------------------------------------------------------------------------------
+
+    def _prune(self, written: str) -> None:
+        """Removes what is not kept, and what killed writers left; a later owner's folders are its own business."""
+        folders = self._storage.folders(FOLDER)
+        whole = _whole(folders)
+        kept = {written, *whole[-self._keep :], *self._by_top1(whole)[:1]}
+        for name in whole:
+            if name not in kept:
+                self._storage.remove(f"{name}/{MANIFEST}")  # first: a half-deleted one must not look whole
+                self._storage.remove_folder(name, folders[name])
+        for name in set(folders) - set(whole) - {written}:
+            if NAME.fullmatch(name) and _key(name)[1:] <= (self._owner.number, self._owner.attempt):
+                self._storage.remove_folder(name, folders[name])
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def _unless_damaged(self, name: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             self._warn(f"checkpoint {name} is damaged ({cause}); using the one before it")
             return None
-        return Checkpoint(name, tensors, progress)
 
-    def _verified(self, name: str) -> dict[str, bytes]:
-        manifest = json.loads(self._storage.read(f"{name}/{MANIFEST}") or b"")
-        files = {}
-        for file, expected in manifest["files"].items():
-            data = self._storage.read(f"{name}/{file}")
-            if data is None or _sha256(data) != expected["sha256"]:
-                raise ValueError(f"{file} is {'missing' if data is None else 'not what the manifest says'}")
-            files[file] = data
-        return files
+    def _verified(self, name: str) -> Packed:
+        manifest = self._manifest(name)
+        packed = Packed(_key(name)[0], manifest.get("top1"), {f: self._read(f"{name}/{f}") for f in manifest["files"]})
+        packed.check(manifest["files"])
+        return packed
 
-    def _prune(self) -> None:
-        for name in self.names()[: -self._keep]:
-            self._storage.remove(f"{name}/{MANIFEST}")  # first: a half-deleted one must not look whole
-            self._storage.remove_all(name)
+    def _first(self, names: Iterable[str]) -> Checkpoint | None:
+        return next((found for found in map(self.load, names) if found), None)
 
+    def _by_top1(self, names: Iterable[str]) -> list[str]:
+        """Those with a validation top-1, highest first; of equal ones the earliest step."""
+        scores = {name: self._top1(name) for name in names}
+        return sorted((n for n in scores if scores[n] is not None), key=lambda n: (-(scores[n] or 0.0), _key(n)))
 
-class BackgroundSaver:
-    """Saves on a thread of its own, one at a time: a step waits for the copy of its tensors, not for the disk."""
+    def _top1(self, name: str) -> float | None:
+        if name not in self._known:
+            try:
+                self._known[name] = self._manifest(name).get("top1")
+            except (ValueError, AttributeError):
+                self._known[name] = None  # damaged: latest() says so
+        return self._known[name]
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._last: Future[str] | None = None
+    def _manifest(self, name: str) -> dict[str, Any]:
+        return json.loads(self._storage.read(f"{name}/{MANIFEST}") or b"")
 
-    def save(self, tensors: Tensors, progress: Progress, then: Callable[[str], None]) -> None:
-        """Copies the tensors, waits for the save before this one, and returns; `then` hears the name when it is whole.
-
-        Raises what the save before this one raised.
-        """
-        copied = _copy(tensors)
-        self.wait()
-        self._last = self._pool.submit(self._run, copied, progress, then)
-
-    def wait(self) -> None:
-        """Until the last save is whole; raises what it raised."""
-        if self._last is not None:
-            self._last.result()
-            self._last = None
-
-    def close(self) -> None:
-        """Waits and ends the thread."""
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
-
-    def _run(self, tensors: Tensors, progress: Progress, then: Callable[[str], None]) -> str:
-        name = self._checkpoints.save(tensors, progress)
-        then(name)
-        return name
+    def _read(self, name: str) -> bytes:
+        data = self._storage.read(name)
+        if data is None:
+            raise ValueError(f"{name.rsplit('/', 1)[1]} is missing")
+        return data
 
 
 def step_of(name: str) -> int:
     """The global step of a checkpoint's name."""
-    return int(name.rsplit("-", 1)[1])
+    return _key(name)[0]
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -151,19 +191,19 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+def _key(name: str) -> tuple[int, int, int]:
+    """(step, number, attempt), in which order names are; those without a writer come first."""
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name} is no checkpoint's name")
+    step, number, attempt = found.groups(default="-1")
+    return int(step), int(number), int(attempt)
 
 
-def _pack(tensors: Tensors) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(tensors), buffer)
-    return buffer.getvalue()
+def _whole(folders: Mapping[str, list[str]]) -> list[str]:
+    whole = [name for name, files in folders.items() if NAME.fullmatch(name) and f"{name}/{MANIFEST}" in files]
+    return sorted(whole, key=_key)
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.1f} MB"

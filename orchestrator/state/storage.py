@@ -4,7 +4,7 @@ They lie behind `pipelines/remote/store.py`; here a failure becomes a sentence a
 tear a local object, which is why checkpoints carry hashes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipelines.errors import ClusterError
@@ -28,7 +28,7 @@ class Storage:
         self._store = Store(place, request_s=answer_s)
         self._patience = Patience(wait_s)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Puts the object, in place of any older one."""
         self._told(lambda: self._store.write(name, data))
 
@@ -56,10 +56,17 @@ class Storage:
         """One object; nothing happens where there is none."""
         self._told(lambda: self._store.remove(name))
 
-    def remove_all(self, prefix: str) -> None:
-        """All objects below the folder `prefix`."""
-        for name in self.names(prefix):
-            self.remove(name)
+    def folders(self, prefix: str) -> dict[str, list[str]]:
+        """The folders right below the folder `prefix`, each with its objects, from one listing; see Store.folders."""
+        return self._told(lambda: self._store.folders(prefix))
+
+    def remove_folder(self, folder: str, names: Sequence[str]) -> None:
+        """A folder whose objects are `names`."""
+        self._told(lambda: self._store.remove_folder(folder, names))
+
+    def free(self) -> int | None:
+        """Bytes free where the objects lie; None for a bucket."""
+        return self._told(self._store.free)
 
     def _told(self, request: Callable[[], T]) -> T:
         try:

@@ -7,6 +7,7 @@ S3-compatible stores). Nothing is tried again here: who asks knows how long to b
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,8 +74,8 @@ class Store:
             for part in obstore.get(self._store(), name, options=options).stream(min_chunk_size=CHUNK):
                 yield memoryview(part).cast("B")
 
-    def write(self, name: str, data: bytes) -> None:
-        """Puts an object, in place of any older one."""
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        """Puts an object, in place of any older one; `data` is not copied."""
         with self._told("be written", name):
             obstore.put(self._store(), name, data)
 
@@ -103,6 +104,41 @@ class Store:
         """One object; nothing happens where there is none."""
         with self._told("be removed", name), suppress(FileNotFoundError):
             obstore.delete(self._store(), name)
+
+    def folders(self, prefix: str) -> dict[str, list[str]]:
+        """The folders right below the folder `prefix`, each with its objects, from one listing.
+
+        On a disk also those that hold no object: a killed writer leaves what it had staged, which no listing shows.
+        """
+        found: dict[str, list[str]] = {}
+        for name in self.names(prefix):
+            top, inner, _ = name[len(prefix) + 1 :].partition("/")
+            if inner:
+                found.setdefault(f"{prefix}/{top}", []).append(name)
+        with self._told("be listed", prefix):
+            here = self._folder / prefix if self._folder else None
+            for path in here.iterdir() if here and here.is_dir() else ():
+                if path.is_dir():
+                    found.setdefault(f"{prefix}/{path.name}", [])
+        return found
+
+    def remove_folder(self, folder: str, names: Sequence[str]) -> None:
+        """A folder whose objects are `names`; on a disk with all that is in it, and what cannot go is left."""
+        with self._told("be removed", folder), suppress(FileNotFoundError):
+            if self._folder:
+                shutil.rmtree(self._folder / folder, ignore_errors=True)
+            elif names:
+                obstore.delete(self._store(), names)
+
+    def free(self) -> int | None:
+        """Bytes free on the folder's file system; None for a bucket."""
+        if self._folder is None:
+            return None
+        with self._told("be looked at", ""):
+            place = self._folder.absolute()
+            while not place.exists():
+                place = place.parent
+            return shutil.disk_usage(place).free
 
     def _absent(self) -> bool:
         return self._folder is not None and not self._folder.is_dir()
