@@ -173,6 +173,7 @@ def test_the_best_is_the_earliest_of_the_highest(storage):
         checkpoints.save(packed(step, top1))
     assert [step_of(name) for name in checkpoints.names()] == [2, 5]
     assert Checkpoints(storage, keep=1).best().progress.step == 2  # another process reads the manifests
+    assert checkpoints.best_name() == "checkpoints/step-000000002-0000.000"
 
 
 def test_a_best_one_that_is_damaged_is_passed_over(storage):

@@ -76,6 +76,10 @@ class Checkpoints:
         """Of those that are kept and whole, the one with the highest validation top-1; None where none has one."""
         return self._first(self._by_top1(self.names()))
 
+    def best_name(self) -> str | None:
+        """The best one's name by what the manifests say alone; None where no state has a top-1."""
+        return next(iter(self._by_top1(self.names())), None)
+
     def read(self, name: str) -> Packed | None:
         """One checkpoint's files; None, with a warning, where they are not what the manifest says."""
         return self._unless_damaged(name, lambda: self._verified(name))
