@@ -1,6 +1,7 @@
 """Scores weights exactly: `python -m jobs.evaluate --run a` or `--weights resnet50.pth --recipe tv1 --data DATASET`."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from orchestrator.scoring import Score
 
 USAGE = (
-    "python -m jobs.evaluate (--run NAME | --weights FILE [--recipe NAME]) [--data DATASET] [--json FILE] [settings]"
+    "python -m jobs.evaluate (--run NAME [--best] | --weights FILE [--recipe NAME]) [--data DATASET] [--json FILE] "
+    "[settings]"
 )
 
 
@@ -22,6 +24,7 @@ def main(argv: list[str]) -> int:
     """Exit codes: 0 scored, 2 setting, 3 data."""
     own = settings.parser("Scores weights: each validation image once, the protocol beside the number.", USAGE)
     own.add_argument("--run", metavar="NAME", help="a run in cluster.storage: its settings and newest checkpoint")
+    own.add_argument("--best", action="store_true", help="of the run's checkpoints the one with the best top-1")
     own.add_argument(
         "--weights", metavar="FILE", help="a state dict with torchvision's names; say the net with --model.*"
     )
@@ -31,29 +34,31 @@ def main(argv: list[str]) -> int:
     args, config = settings.load(argv, own, surroundings)
     if bool(args.run) == bool(args.weights):
         raise ConfigError("one of --run NAME and --weights FILE is needed")
+    if args.best and not args.run:
+        raise ConfigError("--best chooses among a run's checkpoints; name the run with --run NAME")
     if args.json and not args.json.expanduser().absolute().parent.is_dir():
         raise ConfigError(f"--json is {args.json}, whose folder does not exist; name a file in a folder that does")
-    found = _score(args.run, args.weights, args.data, config, surroundings)
+    found = _score(args, config, surroundings)
     edge.say(table(found))
     if args.json:
         args.json.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
     return 0
 
 
-def _score(run: str | None, weights: str | None, data: str | None, config: RunConfig, at: settings.Edge) -> "Score":
+def _score(args: Namespace, config: RunConfig, at: settings.Edge) -> "Score":
     import torch
 
     from orchestrator import scoring
     from orchestrator.training.models.weights import read_weights
 
     state: dict[str, torch.Tensor]
-    if run:
-        config = scoring.config_of_run(config, run)
-        state = scoring.weights_of_run(config)
+    if args.run:
+        config = scoring.config_of_run(config, args.run)
+        state = scoring.weights_of_run(config, best=args.best)
     else:
-        state = read_weights(str(weights))
-    if data:
-        config = settings.resolve(config.replace({"data.root": data}), at)
+        state = read_weights(args.weights)
+    if args.data:
+        config = settings.resolve(config.replace({"data.root": args.data}), at)
     if not is_url(config.data.root) and not Path(config.data.root).exists():
         raise ConfigError(f"data.root is {config.data.root}, which does not exist; name a dataset with --data")
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")

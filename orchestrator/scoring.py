@@ -116,11 +116,16 @@ def config_of_run(config: RunConfig, name: str) -> RunConfig:
     )
 
 
-def weights_of_run(config: RunConfig) -> dict[str, torch.Tensor]:
-    """The newest whole checkpoint's weights. Raises DataError where there is none."""
-    found = Checkpoints(Storage(config.folder()), config.train.keep).latest()
+def weights_of_run(config: RunConfig, *, best: bool = False) -> dict[str, torch.Tensor]:
+    """Weights of the newest whole checkpoint, or of the one with the best validation top-1 of those that are kept.
+
+    Raises DataError where there is none.
+    """
+    checkpoints = Checkpoints(Storage(config.folder()), config.train.keep)
+    found = checkpoints.best() if best else checkpoints.latest()
     if found is None:
-        raise DataError(f"run '{config.name}' has no checkpoint in {config.folder()}")
+        what = "checkpoint that was evaluated; score its newest without --best" if best else "checkpoint"
+        raise DataError(f"run '{config.name}' in {config.folder()} has no {what}")
     return dict(found.tensors["model"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch
 from jobs import evaluate
 from orchestrator import worker
 from orchestrator.context import LocalContext
+from orchestrator.state.checkpoints import Checkpoints, weights_sha256
+from orchestrator.state.packed import Progress, pack
 from orchestrator.state.records import record_of, write_record
 from orchestrator.state.storage import Storage
 from pipelines.dataset import open_dataset
@@ -42,6 +45,33 @@ def test_a_run_scores_what_its_training_said(trained, tmp_path, capsys):
     assert found["id_digest"] == last["eval_digest"]
     assert found["weights_sha256"] == summary["weights_sha256"]
     assert "centre 16 px" in capsys.readouterr().out  # the protocol stands beside the number
+
+
+def test_the_best_checkpoint_is_scored_where_it_is_asked_for(trained, tmp_path):
+    """A newer and worse one does not take its place."""
+    config, summary = trained
+    checkpoints = Checkpoints(Storage(config.folder()), keep=1)
+    first = checkpoints.latest()
+    curve = [{"epoch": 2, "val_top1": 0.0}]
+    later = replace(first.progress, step=2 * first.progress.step, epoch=2, curve=curve)
+    weights = {name: tensor * 0 for name, tensor in first.tensors["model"].items()}
+    checkpoints.save(pack({"model": weights, "momentum": {}}, later))
+    place = ("--run", "a", "--cluster.storage", config.cluster.storage)
+    assert score(tmp_path, *place, "--best")["weights_sha256"] == summary["weights_sha256"]
+    assert score(tmp_path, *place)["weights_sha256"] == weights_sha256(weights)
+
+
+def test_a_run_without_an_evaluation_has_no_best(settings_for):
+    from orchestrator.scoring import weights_of_run
+
+    config = settings_for("--name", "a", *SHORT)
+    with pytest.raises(DataError, match=r"run 'a' in .* has no checkpoint$"):
+        weights_of_run(config)
+    at = Progress(step=3, epoch=0, digest=0, sums={}, total={}, curve=[], bad=0, seconds=0.0)
+    Checkpoints(Storage(config.folder()), keep=1).save(pack({"model": {"w": torch.ones(1)}}, at))
+    assert weights_of_run(config) == {"w": torch.ones(1)}
+    with pytest.raises(DataError, match=r"has no checkpoint that was evaluated; score its newest without --best$"):
+        weights_of_run(config, best=True)
 
 
 def test_a_file_scores_as_its_run_does_at_any_batch(trained, tmp_path):
@@ -90,6 +120,11 @@ def test_weights_for_other_classes_are_refused(trained, tmp_path):
         ([], ConfigError, "one of --run NAME and --weights FILE is needed"),
         (["--run", "a", "--weights", "b"], ConfigError, "one of --run NAME and --weights FILE is needed"),
         (["--run", "none"], DataError, "run 'none' is not in"),
+        (
+            ["--best", "--weights", "b"],
+            ConfigError,
+            "--best chooses among a run's checkpoints; name the run with --run",
+        ),
         (["--weights", "/no/such.pt"], ConfigError, "weights file /no/such.pt cannot be used: No such file"),
         (["--weights", __file__], ConfigError, "no file of tensors that torch reads without executing code"),
     ],

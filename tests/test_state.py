@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from orchestrator.state.packed import TENSORS, Progress, pack
 from orchestrator.state.records import admit, read_result, record_of, write_record
 from orchestrator.state.storage import Storage
 from pipelines.errors import ClusterError, ConfigError, DataError
+from tests.servers import S3Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -223,6 +225,20 @@ def test_a_save_lists_its_folder_once(storage, monkeypatch):
     for step in range(1, 5):
         checkpoints.save(packed(step, 0.1 * step))
     assert listed == ["checkpoints"] * 4
+
+
+def test_a_bucket_is_asked_as_seldom_as_a_folder(tmp_path, monkeypatch):
+    """A save: its three objects, one listing; what goes: its manifest, and the rest with one request."""
+    with S3Server() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        checkpoints = Checkpoints(Storage(server.url), keep=1, owner=Owner(1))
+        for step, top1 in [(1, 0.5), (2, 0.3), (3, None)]:
+            server.behave()
+            last = checkpoints.save(packed(step, top1))
+        assert Counter(request.method for request in server.log) == {"PUT": 3, "GET": 1, "POST": 2}
+        assert [step_of(name) for name in checkpoints.names()] == [1, 3]
+        again = Checkpoints(Storage(server.url), keep=1)
+        assert (again.latest().name, again.best().progress.step) == (last, 1)
 
 
 def test_a_writer_that_lost_the_run_leaves_nothing(storage):

@@ -134,6 +134,42 @@ def test_what_is_written_replaces_what_was_and_can_be_removed(empty):
     assert empty.names() == []
 
 
+@pytest.mark.parametrize("make", [bytes, bytearray, lambda data: memoryview(bytearray(data))])
+def test_any_memory_is_written_as_it_is(empty, make):
+    data = bytes(range(256)) * 50_000  # goes in parts
+    empty.write("a", make(data))
+    assert empty.read("a") == data
+
+
+def test_folders_come_with_their_objects_and_go_with_them(empty):
+    for name in ("c/1/x", "c/1/y/z", "c/2/x", "c/file", "d/1/x"):
+        empty.write(name, b"")
+    found = empty.folders("c")
+    assert found == {"c/1": ["c/1/x", "c/1/y/z"], "c/2": ["c/2/x"]}
+    empty.remove_folder("c/1", found["c/1"])
+    assert empty.folders("c") == {"c/2": ["c/2/x"]}
+    empty.remove_folder("c/9", [])
+    empty.remove_folder("c/1", found["c/1"])  # somebody was quicker
+    assert empty.names() == ["c/2/x", "c/file", "d/1/x"]
+    assert empty.folders("no") == {}
+
+
+def test_on_a_disk_a_folder_without_an_object_is_found_too(tmp_path):
+    """What a killed writer had staged is in no listing, and takes its room."""
+    (tmp_path / "c" / "1").mkdir(parents=True)
+    (tmp_path / "c" / "1" / "x#1").write_bytes(b"half")
+    store = Store(str(tmp_path))
+    assert (store.names(), store.folders("c")) == ([], {"c/1": []})
+    store.remove_folder("c/1", [])
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_room_is_known_of_a_disk_alone(tmp_path, small_disk, s3):
+    assert 20e6 < Store(str(small_disk)).free() < 26e6
+    assert Store(str(small_disk / "not yet" / "made")).free() == Store(str(small_disk)).free()
+    assert Store(s3.url, s3.endpoint).free() is None
+
+
 @pytest.mark.parametrize("size", [0, 1000, (11 << 20) + 1])  # the last one goes in parts
 def test_a_file_is_put_whatever_its_size(empty, tmp_path, size):
     path = tmp_path / "file"
