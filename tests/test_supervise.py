@@ -143,7 +143,8 @@ def test_two_drivers_of_one_name_and_a_lost_mailbox(command, tmp_path):
     assert code == 0, err[-3000:]
     assert "restart 1: the driver's mailbox is gone" in out
     assert result(tmp_path, "twin")["status"] == "finished"
-    assert not (tmp_path / "runs" / "twin" / "lease.json").exists()
+    [lease] = (tmp_path / "runs" / "twin" / "lease").iterdir()
+    assert json.loads(lease.read_text())["released"]
 
 
 @pytest.fixture
