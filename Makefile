@@ -1,4 +1,4 @@
-# make setup, demo, up, down, test, check, format: see README.md
+# make setup, demo, up, down, test, check, format, chaos: see README.md
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +10,7 @@ export SKIPLANE_HOME ?= $(HOME)/.skiplane
 GIT_COMMIT = $(shell git rev-parse HEAD 2>/dev/null)
 GIT_DIRTY = $(if $(shell git status --porcelain 2>/dev/null),true,false)
 
-.PHONY: setup demo up down test check format
+.PHONY: setup demo up down test check format chaos
 
 setup: $(VENV)/.ready
 
@@ -49,3 +49,9 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# N random faults in one run on three hosts, made of this machine's namespaces (Linux, root); about half a minute each.
+N ?= 20
+SEED ?= 1
+chaos: setup
+	@$(BIN)/python -m tests.chaos --faults $(N) --seed $(SEED)

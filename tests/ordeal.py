@@ -45,6 +45,7 @@ class Suffered:
     step: int  # newest before it
     what: str
     effect: Effect
+    said: str = ""  # by the run when it went on: with how many workers, from where
 
 
 class Ordeal:
@@ -80,7 +81,9 @@ class Ordeal:
         self._until(lambda: self._over(kind, first))
         self._take_back(time.monotonic() + max(CUT_S, FULL_S))
         self._on_exit = self._refuse_exit
-        return Suffered(kind, before.step, what, effect_of(before, began, self._run.events[first:]))
+        heard = self._run.events[first:]
+        said = next((event.text for event in heard if event.kind == "anew"), "")
+        return Suffered(kind, before.step, what, effect_of(before, began, heard), said)
 
     def _ready(self, kind: str) -> bool:
         """Whether there is something to strike; a host goes only while all others are there."""

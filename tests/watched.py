@@ -66,7 +66,7 @@ def effect_of(before: Event, began: float, heard: list[Event]) -> Effect:
 
 
 class Watched:
-    """The run. `start` gives its command; every line goes to `log` too.
+    """The run. `start` gives its command; every line goes to `log` too, with the seconds since this began.
 
     events: all that was heard; newest: the step that got furthest; code: how the command ended, None while it runs.
     """
@@ -76,7 +76,8 @@ class Watched:
         self._heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self.events: list[Event] = []
-        self.newest = Event(time.monotonic(), "step")
+        self._began = time.monotonic()
+        self.newest = Event(self._began, "step")
         self.code: int | None = None
 
     def start(self) -> None:
@@ -109,8 +110,9 @@ class Watched:
             self.newest = event
         elif event.kind == "exit":
             self.code = event.code
+            self._log.write(f"{event.at - self._began:7.1f} -- exit code {event.code} --\n")
         if event.text:
-            self._log.write(event.text + "\n")
+            self._log.write(f"{event.at - self._began:7.1f} {event.text}\n")
             self._log.flush()
 
     def _read(self, pipe: IO[str]) -> None:
