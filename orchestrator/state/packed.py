@@ -115,7 +115,7 @@ class Packed:
         if PICKLED in self.files:
             stream = io.BytesIO(self.files[PICKLED])
             return Checkpoint(name, torch.load(stream, weights_only=True, map_location="cpu"), progress)
-        return Checkpoint(name, _grouped(self.files[TENSORS]), progress)
+        return Checkpoint(name, safetensors.grouped(self.files[TENSORS]), progress)
 
 
 class Staging:
@@ -175,15 +175,6 @@ def pack(tensors: Tensors, progress: Progress) -> Packed:
     staging = Staging()
     staging.fill(tensors)
     return staging.packed(progress)
-
-
-def _grouped(data: Buffer) -> dict[str, dict[str, Tensor]]:
-    flat, groups = safetensors.read(data)
-    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
-    for name, tensor in flat.items():
-        group, _, rest = name.partition(".")
-        tensors[group][rest] = tensor
-    return tensors
 
 
 def _sha256(data: Buffer) -> str:

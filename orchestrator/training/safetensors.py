@@ -92,13 +92,27 @@ def read(data: Buffer) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """
     try:
         length = int.from_bytes(data[:PREFIX], "little")
+        if PREFIX + length > len(data):
+            raise ValueError(f"its header would end after {length:,} bytes")
         entries = json.loads(bytes(data[PREFIX : PREFIX + length]))
         groups = tuple(entries.pop(META, {}).get("groups", "").split())
         memory = memoryview(data)[PREFIX + length :]
         body = memory if not memory.readonly else memoryview(bytearray(memory))
         return {name: _tensor(body, **entry) for name, entry in entries.items()}, groups
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"no safetensors file: {error}") from error
+
+
+def grouped(data: Buffer) -> dict[str, dict[str, Tensor]]:
+    """The same of a file whose names begin with a group: group -> rest of the name -> tensor."""
+    flat, groups = read(data)
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+    for name, tensor in flat.items():
+        group, _, rest = name.partition(".")
+        if group not in tensors:
+            raise ValueError(f"no group for {name}")
+        tensors[group][rest] = tensor
+    return tensors
 
 
 def _tensor(body: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:

@@ -1,10 +1,13 @@
 """Starting from somebody's weights: torchvision's names, with or without DDP's prefix."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from orchestrator.training import safetensors
 from pipelines.errors import ConfigError
 
 HEAD = ("fc.weight", "fc.bias")
@@ -12,13 +15,13 @@ SHOWN = 4  # names in a message
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict in a file: bare, or under "model" as our own checkpoints and most trainers keep it.
+    """The state dict in a file of torch's or a .safetensors: bare, or under "model" as our own checkpoints have it.
 
     Nothing in the file is executed. Raises ConfigError where it holds no tensors by name.
     """
     refused = f"weights file {path} cannot be used"
     try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
+        loaded = _safetensors(path) if path.endswith(".safetensors") else _torchs(path)
     except OSError as error:
         raise ConfigError(f"{refused}: {error.strerror}") from error
     except Exception as error:  # torch raises many kinds, with advice that a stranger's file must not be given
@@ -27,6 +30,16 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"{refused}: it holds no state dict (names and tensors)")
     return state
+
+
+def _torchs(path: str) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _safetensors(path: str) -> Mapping[str, Any]:
+    data = Path(path).read_bytes()
+    flat, groups = safetensors.read(data)
+    return safetensors.grouped(data) if "model" in groups else flat
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> str:
