@@ -6,7 +6,7 @@ A group has a fixed size. What changes it ends it: after a checkpoint where that
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -28,6 +28,7 @@ from pipelines.errors import SkiplaneError, TrainingError
 
 POLL_S = 0.2
 END_S = 20.0  # that a group has to end after an error
+GRACE_S = 1.5  # that Ray has to end a group of which a worker said that it cannot go on
 LONGEST_PAUSE_S = 30.0  # between groups that die one after the other
 Say = Callable[[str], None]
 
@@ -81,18 +82,20 @@ class Attempts:
 
         Raises the SkiplaneError that ended it; TrainingError where groups die without progress.
         """
-        with closing(Mailbox()) as mailbox:
+        with ExitStack() as left, closing(Mailbox()) as mailbox:
             size = self.room.find()
             while True:
                 try:
-                    summary = self._attempt(size, mailbox)
+                    summary = self._attempt(size, mailbox, left)
                     if summary["status"] == "finished" or self.stop.asked():
                         return summary
                 except GroupDied as died:
                     self._after_death(died)
                 size = self.room.find(again=True)
 
-    def _attempt(self, size: Size, mailbox: Mailbox) -> dict[str, Any]:
+    def _attempt(self, size: Size, mailbox: Mailbox, left: ExitStack) -> dict[str, Any]:
+        """One group, from its start to its end, which is waited for before this process ends: Ray's session, ended
+        under the group's thread, would end this process too, without a word."""
         self.held.confirm()
         self.number += 1
         mailbox.begin(self.number)
@@ -100,65 +103,15 @@ class Attempts:
         before, self.workers = self.workers, size.workers
         self._announce(size, found.progress.step if found else 0)
         job = Job(self.config, found.name if found else None, self.digest, self.run_id, self.held.number, self.number)
-        group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.number}")
         self._began = None
+        group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.number}")
+        left.callback(group.wait, END_S)
         with closing(Watch(self.room, size.workers)) as watch:
-            asked = False
-            while not group.wait(POLL_S):
-                self._hear_all(mailbox, watch, group, before)
-                asked = asked or self._ask_to_end(mailbox, watch)
-            self._hear(mailbox, watch, before)
-        return group.outcome() or {}
+            return _Watched(self, group, mailbox, watch, before).outcome()
 
-    # -- a group that trains -------------------------------------------------------------------------------------
+    # -- what the group says -------------------------------------------------------------------------------------
 
-    def _hear_all(self, mailbox: Mailbox, watch: Watch, group: Group, before: int) -> None:
-        """It ends before an error is raised: Ray's session, ended under its thread, would end this process too,
-        without a word."""
-        try:
-            self.held.check()
-            self._hear(mailbox, watch, before)
-        except (SkiplaneError, GroupDied):
-            mailbox.ask_stop()
-            group.wait(END_S)
-            raise
-
-    def _hear(self, mailbox: Mailbox, watch: Watch, before: int) -> None:
-        records: list[Record] = mailbox.drain()
-        watch.held = {*watch.held, *(r["node"] for r in records if r["kind"] == "node")}
-        for record in records:
-            if record["kind"] == "restored":
-                self._restored(record["global_step"], record["source"], before)
-        self.ear.hear([r for r in records if r["kind"] != "error"])
-        for record in records:
-            if record["kind"] == "error":
-                raise_error(record)
-
-    def _ask_to_end(self, mailbox: Mailbox, watch: Watch) -> bool:
-        """Whether there is a reason for it."""
-        if self.stop.signum is not None:
-            why = f"{signal.Signals(self.stop.signum).name}: saving a checkpoint, then stopping"
-        elif watch.leaving:
-            names = ", ".join(node.address for node in watch.leaving)
-            why = f"node {names} was told to go: saving a checkpoint, then going on without it"
-        elif self._grows(watch.possible):
-            why = f"there is room for {watch.possible} workers: saving a checkpoint, then going on with them"
-        else:
-            return False
-        self.say(why)
-        if self.stop.asked():
-            self.tracker.tags({"skiplane.state": "stopping"})
-        mailbox.ask_stop()
-        return True
-
-    def _grows(self, possible: int) -> bool:
-        """Whether more workers are worth a new group: the fullest one would have fewer lanes."""
-        if self._began is None or time.monotonic() - self._began < self.config.cluster.grow_seconds:
-            return False
-        lanes = self.config.data.lanes
-        return self.ear.reached > self._begun and -(-lanes // possible) < -(-lanes // self.workers)
-
-    def _restored(self, step: int, source: str, before: int) -> None:
+    def restored(self, step: int, source: str, before: int) -> None:
         """The position is the data's whole state, so no sample is lost; what is repeated is said."""
         epoch, at = self.plan.position(step)
         where, repeated = f"epoch {epoch + 1} step {at}", max(self.ear.reached - step, 0)
@@ -174,6 +127,13 @@ class Attempts:
         what = "resumed" if before == self.workers else f"resize {before} -> {self.workers}"
         self.say(f"{what} at {where}: 0 samples lost, {repeated} steps repeated, {source or 'from the start'}")
         self.tracker.tags({"skiplane.resizes": str(self.resizes), "skiplane.steps_repeated": str(self.repeated)})
+
+    def grows(self, possible: int) -> bool:
+        """Whether more workers are worth a new group: the fullest one would have fewer lanes."""
+        if self._began is None or time.monotonic() - self._began < self.config.cluster.grow_seconds:
+            return False
+        lanes = self.config.data.lanes
+        return self.ear.reached > self._begun and -(-lanes // possible) < -(-lanes // self.workers)
 
     # -- between groups ------------------------------------------------------------------------------------------
 
@@ -203,3 +163,77 @@ class Attempts:
             f"({share:.0%} of the workers' time used), {where}"
         )
         self.tracker.tags({"skiplane.world_size": str(size.workers), "ray.job_id": job_id()})
+
+
+class _Watched:
+    """A group that trains, and what is known of it. before: workers of the group before it."""
+
+    def __init__(self, attempts: Attempts, group: Group, mailbox: Mailbox, watch: Watch, before: int) -> None:
+        self._attempts, self._group, self._mailbox, self._watch = attempts, group, mailbox, watch
+        self._before = before
+        self._actors: dict[int, Any] = {}  # rank -> what it can be ended by
+        self._lost: dict[int, str] = {}  # rank -> why it cannot go on
+        self._lost_at = 0.0
+        self._asked = False
+
+    def outcome(self) -> dict[str, Any]:
+        """Rank 0's summary. Raises GroupDied, or the SkiplaneError that a worker reported."""
+        while not self._group.wait(POLL_S):
+            try:
+                self._attempts.held.check()
+                self._hear()
+                self._check_lost()
+            except (SkiplaneError, GroupDied):
+                self._end()
+                raise
+            self._asked = self._asked or self._ask_to_end()
+        self._hear()
+        return self._group.outcome() or {}
+
+    def _hear(self) -> None:
+        records: list[Record] = self._mailbox.drain()
+        for record in records:
+            match record["kind"]:
+                case "worker":
+                    self._actors[record["rank"]] = record["actor"]
+                    self._watch.held = {*self._watch.held, record["node"]}
+                case "restored":
+                    self._attempts.restored(record["global_step"], record["source"], self._before)
+                case "lost":
+                    self._lost_at = self._lost_at or time.monotonic()
+                    self._lost[record["rank"]] = record["cause"]
+        self._attempts.ear.hear(records)
+        for record in records:
+            if record["kind"] == "error":
+                raise_error(record)
+
+    def _check_lost(self) -> None:
+        """Raises GroupDied where the group cannot go on and Ray does not end it by itself: it may take a minute."""
+        if self._watch.lost:
+            raise GroupDied(f"node {', '.join(self._watch.lost)} is lost or does not answer")
+        if self._lost and time.monotonic() - self._lost_at > GRACE_S:
+            raise GroupDied("; ".join(f"rank {rank}: {cause}" for rank, cause in sorted(self._lost.items())))
+
+    def _end(self) -> None:
+        """Workers that can save their state may, others are ended."""
+        self._mailbox.ask_stop()
+        if not (self._lost or self._watch.lost):
+            self._group.wait(END_S)
+        self._group.kill(self._actors.values())
+
+    def _ask_to_end(self) -> bool:
+        """Whether there is a reason for it."""
+        stop, watch = self._attempts.stop, self._watch
+        if stop.signum is not None:
+            why = f"{signal.Signals(stop.signum).name}: saving a checkpoint, then stopping"
+            self._attempts.tracker.tags({"skiplane.state": "stopping"})
+        elif watch.leaving:
+            names = ", ".join(watch.leaving)
+            why = f"node {names} was told to go: saving a checkpoint, then going on without it"
+        elif self._attempts.grows(watch.possible):
+            why = f"there is room for {watch.possible} workers: saving a checkpoint, then going on with them"
+        else:
+            return False
+        self._attempts.say(why)
+        self._mailbox.ask_stop()
+        return True

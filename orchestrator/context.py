@@ -3,7 +3,6 @@
 LocalContext is the stand-in for Ray: it serves single-process runs, tests, and plain `torch.distributed` processes.
 """
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +18,6 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
-    node: str  # the cluster's name for this node
     node_ranks: range  # the ranks on this node, its own among them
 
     def send(self, records: list[Record]) -> None:
@@ -44,8 +42,6 @@ class LocalContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     hear: Callable[[list[Record]], None] = _ignore
     stop: Callable[[], bool] = bool
-
-    node: str = field(default_factory=socket.gethostname)
 
     @property
     def node_ranks(self) -> range:

@@ -290,8 +290,6 @@ class Worker:
     def _introduce(self, source: str) -> None:
         """Where the group is and what it goes on from."""
         context, records = self.context, list[Record]()
-        if context.rank == context.node_ranks[0]:
-            records.append({"kind": "node", "node": context.node, "ranks": len(context.node_ranks)})
         if context.rank == 0:
             records.append({"kind": "decode", "where": self.decode, "device": context.device.type})
             records.append({"kind": "restored", "global_step": self.tally.step, "source": source})

@@ -12,6 +12,7 @@ from random import Random
 import pytest
 import torch
 
+from orchestrator.state import memory as memories
 from orchestrator.state.memory import Memory
 from orchestrator.state.packed import Packed, Progress, pack
 
@@ -190,6 +191,7 @@ def test_what_nobody_touched_for_a_day_is_swept(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
+from orchestrator.state import memory as memories
 from orchestrator.state.memory import Memory
 from tests.test_memory import packed
 
@@ -203,7 +205,7 @@ while True:
 
 
 @pytest.mark.slow
-def test_a_writer_killed_at_any_moment_leaves_a_whole_state(tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_a_whole_state(tmp_path, monkeypatch):
     memory, random = Memory("a", tmp_path), Random(0)
     for _ in range(8):
         arguments = [sys.executable, "-c", WRITER, str(tmp_path)]
@@ -214,5 +216,15 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_state(tmp_path):
         found = memory.newest()
         assert found.step in (1, 2)
         assert torch.equal(found.unpack("x").tensors["model"]["w"], torch.full((2_000_000,), float(found.step)))
+    monkeypatch.setattr(memories, "LEFT_S", -1.0)  # nobody writes these halves any more
     assert memory.put(packed(3))
-    assert inside(memory.folder) == ["step-000000003"]  # and no half of another
+    assert inside(memory.folder) == ["step-000000003"]
+
+
+def test_what_another_node_of_this_machine_is_writing_is_left_alone(tmp_path):
+    memory = Memory("a", tmp_path)
+    assert memory.put(packed(1))
+    half = memory.folder / "step-000000002.77.part"
+    half.write_bytes(b"half")
+    assert memory.put(packed(2))
+    assert inside(memory.folder) == ["step-000000002", half.name]

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +126,17 @@ class RayContext:
             self.send([{"kind": "at", "global_step": step}])
         return self._stop
 
+    def introduce(self) -> None:
+        """Tells the driver where this worker is, and by what it can be ended."""
+        me = ray.get_runtime_context().current_actor
+        self.send([{"kind": "worker", "rank": self.rank, "node": self.node, "actor": me}])
+
+    def lose(self, cause: str) -> None:
+        """Tells the driver that this worker cannot go on, though it lives: sooner than Ray ends the group."""
+        record = {"kind": "lost", "rank": self.rank, "cause": cause}
+        with suppress(RayError):
+            ray.get(self._actor.put.remote(self._attempt, [record]), timeout=5)
+
     def fail(self, error: SkiplaneError) -> None:
         """Tells the driver why, and waits until it is told: the group dies right after."""
         record = {"kind": "error", "type": type(error).__name__, "message": str(error), "rank": self.rank}
@@ -139,6 +150,7 @@ def _enter(config: dict[str, Any]) -> dict[str, Any] | None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     torch.set_num_threads(config["threads"])  # kernels split their sums by threads: the count is part of the bits
     context = RayContext(config["mailbox"], config["attempt"])
+    context.introduce()
     try:
         return config["function"](config["job"], context)
     except SkiplaneError as error:
@@ -146,6 +158,9 @@ def _enter(config: dict[str, Any]) -> dict[str, Any] | None:
         raise
     except BUGS as bug:
         context.fail(TrainingError(_where(bug)))
+        raise
+    except Exception as error:  # a lost peer, most likely
+        context.lose(_line(error))
         raise
 
 
@@ -188,6 +203,12 @@ class Group:
         """Whether it is over; waits at most so long."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def kill(self, workers: Iterable[Any]) -> None:
+        """Ends it by its workers' actors, where Ray does not know yet that it cannot go on."""
+        for actor in workers:
+            with suppress(RayError, ValueError):
+                ray.kill(actor)
 
     def outcome(self) -> dict[str, Any] | None:
         """What rank 0 returned. Raises GroupDied."""

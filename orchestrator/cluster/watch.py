@@ -1,7 +1,8 @@
-"""Looks at the cluster while a group trains: nodes that are told to go, and nodes that would make it faster."""
+"""Looks at the cluster while a group trains: nodes that are lost, or told to go, and room for more workers."""
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection
 
 from orchestrator.cluster import session
@@ -9,6 +10,7 @@ from orchestrator.cluster.room import Room
 from orchestrator.cluster.session import Node
 
 LOOK_S = 1.0
+LOST_LOOKS = 4  # in a row without an answer: about five seconds. Ray itself, as it is shipped, takes a minute
 STEADY_S = 3.0  # that more room must last: nodes come one by one
 
 
@@ -21,8 +23,11 @@ class Watch:
     def __init__(self, room: Room, workers: int) -> None:
         self._room, self._workers = room, workers
         self.held: Collection[str] = ()
-        self.leaving: list[Node] = []  # of the group's nodes those that were told to go
+        self.lost: list[str] = []  # addresses of the group's nodes that are gone or do not answer
+        self.leaving: list[str] = []  # of those that were told to go
         self.possible = workers  # workers that would fit
+        self._silent: Counter[str] = Counter()  # node id -> looks in a row without an answer
+        self._known: dict[str, Node] = {}
         self._more_since: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="skiplane-watch", daemon=True)
@@ -34,15 +39,26 @@ class Watch:
         self._thread.join(LOOK_S)
 
     def _run(self) -> None:
-        while not self._ended.wait(LOOK_S):
+        began = time.monotonic()
+        while not self._ended.wait(max(0.0, LOOK_S - (time.monotonic() - began))):
+            began = time.monotonic()
             try:
                 self._look()
             except Exception:  # whatever Ray raises while its head is away; the next look may know more
                 self._more_since = None
 
     def _look(self) -> None:
-        told = session.draining()
-        self.leaving = [node for node in session.nodes() if node.id in told and node.id in self.held]
+        alive, told = {node.id: node for node in session.nodes()}, session.draining()
+        self._known |= alive
+        ours = [node for id in self.held if (node := self._known.get(id))]
+        answering = {node.id for node in session.reachable([node for node in ours if node.id in alive])}
+        for node in ours:
+            self._silent[node.id] = 0 if node.id in answering else self._silent[node.id] + 1
+        self.lost = [n.address for n in ours if n.id not in alive or self._silent[n.id] >= LOST_LOOKS]
+        self.leaving = [node.address for node in ours if node.id in told]
+        self._look_for_more()
+
+    def _look_for_more(self) -> None:
         usable = self._room.usable()
         more = min(self._room.fits(usable), self._workers + self._room.free())
         if more <= self._workers:

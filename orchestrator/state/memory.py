@@ -20,6 +20,7 @@ from orchestrator.training.safetensors import Buffer
 SHM = Path("/dev/shm")
 STATE = re.compile(r"step-(\d+)")
 STALE_S = 24 * 3600.0
+LEFT_S = 60.0  # without a write: nobody writes it any more
 SETTING = "train.memory_seconds"
 
 
@@ -108,9 +109,17 @@ def _write(folder: int, name: str, parts: Sequence[Buffer]) -> None:
         with suppress(OSError):
             os.unlink(part, dir_fd=folder)
         raise
-    for other in set(os.listdir(folder)) - {name}:  # older ones, and what a killed writer left
+    _clean(folder, name)
+
+
+def _clean(folder: int, name: str) -> None:
+    """Removes older states, and what a killed writer left. Two nodes of one machine share the folder, and what the
+    other one is writing is left alone."""
+    for other in set(os.listdir(folder)) - {name}:
         with suppress(FileNotFoundError):
-            os.unlink(other, dir_fd=folder)
+            age = time.time() - os.stat(other, dir_fd=folder, follow_symlinks=False).st_mtime
+            if not other.endswith(".part") or age > LEFT_S:
+                os.unlink(other, dir_fd=folder)
 
 
 def _states(folder: int) -> list[str]:
