@@ -180,6 +180,20 @@ def test_a_folder_that_is_away_for_a_moment_is_no_reason_to_give_up(storage, tmp
         held.confirm()
 
 
+def test_a_full_disk_does_not_end_a_lease(storage, tmp_path, monkeypatch):
+    """It cannot be renewed there, nor taken by another; whose it is can still be asked."""
+
+    def full(self, name, data):
+        raise ClusterError("cluster.storage: no space left on device")
+
+    with hold(storage, []) as held, monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", full)
+        held.confirm()
+        (tmp_path / "run" / "lease" / "000000002.json").write_bytes(Tenure(2, ELSEWHERE).to_bytes())
+        with pytest.raises(ClusterError, match="taken over by another driver"):
+            held.confirm()
+
+
 def test_a_bucket_that_is_away_for_a_moment_is_no_reason_to_give_up(storage, s3):
     with hold(Storage(s3.url), []) as held:
         s3.fault = always(Status(503))

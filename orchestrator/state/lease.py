@@ -102,6 +102,8 @@ class Lease:
     def __init__(self, storage: Storage, mine: Tenure, name: str) -> None:
         self.number = mine.number
         self._storage, self._mine, self._name = storage, mine, name
+        # For renewals, no second tries: the next renewal is one. And none so late that others lost their patience.
+        self._hasty = Storage(storage.place, wait_s=0.0, answer_s=ANSWER_S)
         self._count, self._lock = 0, threading.Lock()
         self._ended, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="skiplane-lease", daemon=True)
@@ -112,9 +114,14 @@ class Lease:
         """The same for workers."""
         return Fence(self._storage.place, self.number)
 
+    @property
+    def lost(self) -> bool:
+        """Whether another driver is known to have taken the run; then nothing more may be written."""
+        return self._lost.is_set()
+
     def check(self) -> None:
         """Costs nothing. Raises ClusterError where another driver is known to have taken the run."""
-        if self._lost.is_set():
+        if self.lost:
             raise ClusterError(f"run '{self._name}' was taken over by another driver; this one stops")
 
     def confirm(self) -> None:
@@ -128,32 +135,37 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self._lost.is_set():
-            with suppress(ClusterError):
-                self._write(self._storage, released=True)
+            self._write(self._storage, released=True)
 
     def _keep(self) -> None:
-        # No second tries: the next renewal is one. And none so late that others have lost their patience.
-        storage = Storage(self._storage.place, wait_s=0.0, answer_s=ANSWER_S)
         while not self._lost.is_set() and not self._ended.wait(RENEW_S):
             with suppress(ClusterError):  # storage that is away for a moment is no reason to give up
-                self._renew(storage)
+                self._renew(self._hasty)
 
-    def _renew(self, storage: Storage) -> None:
-        """Writes first: a network file system then lists the folder as it is, not as it was a minute ago. Where the
-        run is lost already, that object is one of the past, and is removed."""
+    def _renew(self, asked: Storage) -> None:
+        """Writes first: a network file system then lists the folder as it is, not as it was a minute ago. A full disk
+        takes no object, but its list still says whose the run is."""
         with self._lock:
             if self._lost.is_set():
                 return
-            self._count += 1
-            self._write(storage)
-            if max(_numbers(storage), default=0) > self.number:
+            failed = self._write(self._hasty)
+            numbers = _numbers(asked)
+            if max(numbers, default=0) > self.number:
                 self._lost.set()
                 with suppress(ClusterError):
-                    storage.remove(self._mine.name)
+                    asked.remove(self._mine.name)  # of the past; what was just written, if it was gone
+            elif failed and self.number not in numbers:
+                raise failed
 
-    def _write(self, storage: Storage, released: bool = False) -> None:
+    def _write(self, storage: Storage, released: bool = False) -> ClusterError | None:
+        """Its own object; returns why it could not be written."""
+        self._count += 1
         said = Tenure(self.number, self._mine.driver, self._count, released)
-        storage.write(said.name, said.to_bytes())
+        try:
+            storage.write(said.name, said.to_bytes())
+        except ClusterError as error:
+            return error
+        return None
 
 
 def _take(storage: Storage, name: str, say: Callable[[str], None], patience_s: float) -> Tenure:
