@@ -28,7 +28,8 @@ from tests.ordeal import KINDS, Failed, Fault, Ordeal, Suffered
 
 GAP = (15, 40)  # new steps between a fault's end and the next fault
 STEPS_PER_EPOCH = 22  # of digits-quick
-SLACK, AWAY = 25, 120  # steps that pass besides: in each fault, and while a host comes back
+AWAY = ("node", "cut")  # take a host away
+SLACK, BACK = 25, 200  # steps that pass besides: in each fault, and while a host comes back
 NAME = "chaos"
 EQUAL = {  # fields of result.json that have to be, and what they stand for
     "weights_sha256": "weights", "data_digest": "data", "eval_digest": "evaluation", "top1": "top-1",
@@ -37,16 +38,25 @@ EQUAL = {  # fields of result.json that have to be, and what they stand for
 
 
 def draw(count: int, kinds: Sequence[str], rng: random.Random) -> list[Fault]:
-    """Each kind as often as the others, and some once more, in any order."""
+    """Each kind as often as the others, or once more, in any order; hosts come back while something else fails."""
     drawn = list(kinds) * (count // len(kinds)) + rng.sample(list(kinds), count % len(kinds))
     rng.shuffle(drawn)
-    return [Fault(kind, rng.randint(*GAP)) for kind in drawn]
+    return [Fault(kind, rng.randint(*GAP)) for kind in spread(drawn, rng)]
+
+
+def spread(kinds: Sequence[str], rng: random.Random) -> list[str]:
+    """The same kinds; of those that take a host away no two in a row, where there are enough of the others."""
+    away, others = ([k for k in kinds if (k in AWAY) == taken] for taken in (True, False))
+    slots = sorted(rng.sample(range(len(others) + 1), min(len(away), len(others) + 1)), reverse=True)
+    for slot in slots:
+        others.insert(slot, away.pop())
+    return others + away
 
 
 def epochs_for(faults: Sequence[Fault]) -> int:
     """Enough for all of them to come before the run ends."""
-    away = sum(fault.kind in ("node", "cut") for fault in faults)
-    steps = sum(fault.gap for fault in faults) + SLACK * len(faults) + AWAY * away
+    away = sum(fault.kind in AWAY for fault in faults)
+    steps = sum(fault.gap for fault in faults) + SLACK * len(faults) + BACK * away
     return steps // STEPS_PER_EPOCH + 2
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -72,6 +73,13 @@ def test_faults_are_drawn_from_the_seed_and_all_kinds_occur(count):
     assert sum(times.values()) == count
     assert max(times[kind] for kind in KINDS) - min(times[kind] for kind in KINDS) <= 1
     assert all(15 <= fault.gap <= 40 for fault in drawn)
+
+
+def test_no_host_is_taken_away_before_the_other_one_is_back():
+    for seed in range(50):
+        kinds = [fault.kind for fault in chaos.draw(20, KINDS, random.Random(seed))]
+        assert not any(a in chaos.AWAY and b in chaos.AWAY for a, b in pairwise(kinds)), kinds
+    assert chaos.spread(["node"] * 4, random.Random(0)) == ["node"] * 4
 
 
 def test_the_run_is_long_enough_for_its_faults():
