@@ -63,6 +63,14 @@ class Setting:
     steps: int = 2  # of each variant in a round
     precision: str = "fp32"
 
+    @property
+    def title(self) -> str:
+        """What is measured, for a table."""
+        return (
+            f"ResNet-{self.depth}, width {self.width}, {self.size} px, batch {self.batch} a rank, "
+            f"{self.workers} ranks of {self.threads} thread(s), {self.precision}, {self.rounds} rounds"
+        )
+
 
 QUICK = {"width": 16, "size": 16, "batch": 64, "rounds": 5, "steps": 5}
 
@@ -81,8 +89,8 @@ class Batch:
 
 def main(argv: Sequence[str] | None = None) -> int:
     setting, file = _settings(argv)
-    timings = _measure(setting)
-    rows = {name: _row(values, timings["plain"]) for name, values in timings.items()}
+    timings = measure(setting)
+    rows = {name: compared(values, timings["plain"]) for name, values in timings.items()}
     _print(rows, setting)
     if file:
         result = {"setting": asdict(setting), "torch": torch.__version__, "variants": rows}
@@ -105,7 +113,7 @@ def _settings(argv: Sequence[str] | None) -> tuple[Setting, Path | None]:
     return setting, file
 
 
-def _measure(setting: Setting) -> dict[str, list[tuple[float, float]]]:
+def measure(setting: Setting) -> dict[str, list[tuple[float, float]]]:
     """For each variant, (wall, CPU) seconds a step on rank 0, round by round."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +205,8 @@ def _ours(setting: Setting, batch: Batch, lanes: int, per_pass: int, way: Way) -
     return lambda: cast(None, next(steps))
 
 
-def _row(values: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, float]:
+def compared(values: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, float]:
+    """Medians in ms, and the ratio to `plain` within a round with its quartiles, of wall-clock and of CPU time."""
     row: dict[str, float] = {}
     for i, kind in enumerate(("wall", "cpu")):
         ratios = [value[i] / base[i] for value, base in zip(values, plain, strict=True)]
@@ -207,20 +216,21 @@ def _row(values: list[tuple[float, float]], plain: list[tuple[float, float]]) ->
     return row
 
 
+def cells(row: dict[str, float]) -> list[str]:
+    """Of a table, from `compared`: ms and ratio of wall-clock, ms and ratio of CPU time."""
+    found = []
+    for kind in ("wall", "cpu"):
+        spread = f"{row[f'{kind}_ratio_low']:.3f}–{row[f'{kind}_ratio_high']:.3f}"
+        found += [f"{row[f'{kind}_ms']:.1f}", f"{row[f'{kind}_ratio']:.3f} ({spread})"]
+    return found
+
+
 def _print(rows: dict[str, dict[str, float]], setting: Setting) -> None:
-    title = (
-        f"ResNet-{setting.depth}, width {setting.width}, {setting.size} px, batch {setting.batch} a rank, "
-        f"{setting.workers} ranks of {setting.threads} thread(s), {setting.precision}, {setting.rounds} rounds"
-    )
-    table = Table(title=title, caption="ratio to plain within a round: median (quartiles)")
+    table = Table(title=setting.title, caption="ratio to plain within a round: median (quartiles)")
     for heading in ("", "wall ms/step", "to plain", "CPU ms/step", "to plain", "target"):
         table.add_column(heading, justify="left" if heading == "" else "right")
     for name, row in rows.items():
-        cells = []
-        for kind in ("wall", "cpu"):
-            spread = f"{row[f'{kind}_ratio_low']:.3f}–{row[f'{kind}_ratio_high']:.3f}"
-            cells += [f"{row[f'{kind}_ms']:.1f}", f"{row[f'{kind}_ratio']:.3f} ({spread})"]
-        table.add_row(name, *cells, f"{TARGETS[name]:.2f}" if name in TARGETS else "")
+        table.add_row(name, *cells(row), f"{TARGETS[name]:.2f}" if name in TARGETS else "")
     Console(width=120).print(table)
 
 
