@@ -77,13 +77,12 @@ class Attempts:
     _begun: int = -1  # step that the newest group went on from
     _began: float | None = None  # when it did; None while it starts
 
-    def run(self) -> dict[str, Any]:
-        """Rank 0's summary: the run is finished, or was asked to stop and has its checkpoint.
+    def run(self, size: Size) -> dict[str, Any]:
+        """The first group's size -> rank 0's summary: the run is finished, or was asked to stop and has its checkpoint.
 
         Raises the SkiplaneError that ended it; TrainingError where groups die without progress.
         """
         with ExitStack() as left, closing(Mailbox()) as mailbox:
-            size = self.room.find()
             while True:
                 try:
                     summary = self._attempt(size, mailbox, left)

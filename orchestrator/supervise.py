@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator import provenance
 from orchestrator.attempts import Attempts, StopSignal
+from orchestrator.cluster.group import Size
 from orchestrator.cluster.room import Room, find_workers
 from orchestrator.cluster.session import session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
@@ -96,34 +97,37 @@ class _Life:
         self.attempts: Attempts | None = None
 
     def live(self, record: RunRecord | None, parent: str | None, tags: dict[str, str]) -> Result:
-        """Server and cluster looked at, tracker open, attempts, result. record: of the run that this goes on with."""
+        """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result.
+
+        record: of the run that this goes on with.
+        """
         if self.config.tracking.uri != "off":
             answers(self.config.tracking.uri)
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
+                self.room = Room(self.config, self.dataset, self.storage, self.say, self.stop.asked)
+                size = self.room.find()
                 self.register = self._open_register()
                 self.run_id = record.id if record and record.id else uuid.uuid4().hex
                 self.tracker = self._open_tracker(record.mlflow_run_id if record else None, parent, tags)
-                return self._tracked()
+                return self._tracked(size)
 
-    def _tracked(self) -> Result:
-        """Attempts, result, and the end of the MLflow run."""
+    def _tracked(self, size: Size) -> Result:
+        """Attempts, result, and the end of the MLflow run; neither is touched once another driver has the run."""
         self.storage.remove("result.json")  # of an earlier submission, which this one goes on with
         status = "FAILED"
         try:
-            result = self._result(self._train())
+            result = self._result(self._train(size))
             status = "KILLED" if result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
             status, result = "KILLED", self._ended("stopped", "interrupted before a checkpoint of its own")
         except Exception as error:
-            self._ended(
-                "failed", str(error) if isinstance(error, SkiplaneError) else f"{type(error).__name__}: {error}"
-            )
+            if not self.held.lost:
+                self._ended("failed", _reason(error))
             raise
         finally:
-            left = self.tracker.finish(status)
-            if left:
+            if left := self.tracker.finish(None if self.held.lost else status):
                 self.say(
                     f"tracking: {left} records did not reach {self.config.tracking.uri} and are lost there; what the "
                     f"run is and was stands in {self.storage.place}"
@@ -132,12 +136,12 @@ class _Life:
             raise Stopped(self.stop.signum or signal.SIGINT)
         return result
 
-    def _train(self) -> dict[str, Any]:
+    def _train(self, size: Size) -> dict[str, Any]:
         config, say = self.config, self.say
         self.attempts = Attempts(
             config,
             self.plan,
-            Room(config, self.dataset, self.storage, say, self.stop.asked),
+            self.room,
             self.checkpoints,
             self.held,
             Ear(config, self.plan, self.register, self.tracker, say),
@@ -147,7 +151,10 @@ class _Life:
             self.run_id,
             self.dataset.digest,
         )
-        return self.attempts.run()
+        summary = self.attempts.run(size)
+        if summary["status"] == "stopped" and self.stop.signum:
+            summary = {**summary, "reason": f"asked to by {signal.Signals(self.stop.signum).name}"}
+        return summary
 
     def _open_register(self) -> Register:
         splits, share = self.dataset.splits, self.config.data.max_bad
@@ -249,6 +256,10 @@ def _signals(stop: StopSignal) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, SkiplaneError) else f"{type(error).__name__}: {error}"
 
 
 def _percent(share: float | None) -> str:

@@ -24,6 +24,7 @@ class GlooGroup:
 
     config: RunConfig
     world: int
+    run_id: str = ""  # of copies in memory; "" = none
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def __enter__(self):
@@ -35,6 +36,7 @@ class GlooGroup:
                 "rank": rank,
                 "world": self.world,
                 "resume": found.name if found else None,
+                "run_id": self.run_id,
                 "rendezvous": str(rendezvous),
             }
             self.processes.append(
@@ -95,7 +97,8 @@ def main(argument: str) -> None:
         )
     hear = lambda records: [print(json.dumps(r), flush=True) for r in records]  # noqa: E731
     context = LocalContext(job["rank"], job["world"], hear=hear)
-    summary = worker.train(worker.Job(RunConfig.model_validate(job["config"]), job["resume"]), context)
+    config = RunConfig.model_validate(job["config"])
+    summary = worker.train(worker.Job(config, job["resume"], run_id=job["run_id"]), context)
     print(json.dumps(summary), flush=True)
     if job["world"] > 1:
         dist.destroy_process_group()

@@ -40,7 +40,7 @@ class Tracker(NullTracker):
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:
         return f"http://view/{name}/{len(run_ids)}"
 
-    def finish(self, status: str, timeout_s: float = 15.0) -> int:
+    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
         self.ended.append(status)
         return 0
 

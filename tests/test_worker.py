@@ -120,24 +120,6 @@ def test_weights_to_start_from(settings_for, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_samples_and_evaluation_at_1_2_and_3_processes(settings_for):
-    ends = {world: train(settings_for("--name", f"w{world}", *SHORT), world) for world in (1, 2, 3)}
-    assert len({summary["data_digest"] for ranks in ends.values() for summary in ranks}) == 1
-    evaluations = {s["curve"][-1]["eval_digest"] for ranks in ends.values() for s in ranks}
-    assert len(evaluations) == 1
-    assert {s["curve"][-1]["val_samples"] for ranks in ends.values() for s in ranks} == {360}
-    for ranks in ends.values():  # all ranks hold the same bits
-        assert len({s["weights_sha256"] for s in ranks}) == 1
-
-
-@pytest.mark.slow
-def test_exact_sums_give_the_same_weights_at_1_2_and_3_processes(settings_for):
-    flags = (*SHORT, "--train.reduce", "exact", "--train.epochs", "1")
-    hashes = {train(settings_for("--name", f"e{w}", *flags), w)[0]["weights_sha256"] for w in (1, 2, 3)}
-    assert len(hashes) == 1
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("reduce", ["fast", "ordered"])
 def test_three_processes_recover_bit_for_bit_from_a_sigkill(settings_for, reduce):
     """Three ranks: DDP lays its buckets anew after its first backward pass, which two ranks cannot tell."""

@@ -88,7 +88,7 @@ class Tracker(Protocol):
     def view(self, name: str, run_ids: Sequence[str]) -> str | None:
         """A link that opens the curves of these runs side by side; None without a server."""
 
-    def finish(self, status: str, timeout_s: float = 15.0) -> int:
+    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
         """Ends the run as FINISHED, FAILED or KILLED, after what waits; returns how many records did not go."""
 
 
@@ -117,6 +117,6 @@ class NullTracker:
         """No link."""
         return None
 
-    def finish(self, status: str, timeout_s: float = 15.0) -> int:
+    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
         """Nothing is left."""
         return 0

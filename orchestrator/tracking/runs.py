@@ -62,9 +62,10 @@ class MlflowTracker:
             return views.plain_url(self._server.shown, self._experiment_id, run_ids)
         return views.view_url(self._server.shown, self._experiment_id, key)
 
-    def finish(self, status: str, timeout_s: float = 15.0) -> int:
-        """Ends the run, after what waits to be sent."""
-        self._outbox.put([Status(status, time.time_ns() // 1_000_000)])
+    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
+        """Ends the run, after what waits to be sent; None leaves it as it is: it is somebody else's now."""
+        if status is not None:
+            self._outbox.put([Status(status, time.time_ns() // 1_000_000)])
         return self._sender.close(timeout_s)
 
 
