@@ -20,6 +20,7 @@ LIMIT_S = 180.0  # without a new step
 BACK_S = 5.0  # that a node is off
 STOP_S = 20.0  # that a worker stands still
 CUT_S = 30.0  # that a link is cut, at most: it is healed when the run goes on
+LAG_S = 60.0  # after which a healed node that has not ended was never given up
 FULL_S = 30.0  # that the storage is full, at most: there is room again when the command has ended
 FULL_EXIT = 4  # ClusterError
 LOOK_S = 1.0
@@ -55,7 +56,8 @@ class Ordeal:
         self._hosts, self._rng = hosts, rng
         self._run = Watched(lambda: hosts.run(0, [sys.executable, *command]), log)
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._away: set[int] = set()  # hosts that are off or cut on purpose
+        self._away: set[int] = set()  # hosts that are off or cut on purpose, or not back yet
+        self._healed: dict[int, float] = {}  # of those the ones whose link is whole again, and until when they may lag
         self._cured: float | None = None  # when the cause of this fault was taken away
         self._on_exit: Callable[[], None] = self._refuse_exit
         self._looked = 0.0
@@ -64,9 +66,12 @@ class Ordeal:
         """All faults, then the run's end; `say` hears of each. Raises Failed."""
         self._run.start()
         for number, fault in enumerate(faults, 1):
-            goal = self._run.newest.step + fault.gap
-            self._until(lambda goal=goal: self._run.newest.step >= goal)
-            say(number, self._suffer(fault.kind))
+            try:
+                goal = self._run.newest.step + fault.gap
+                self._until(lambda goal=goal: self._run.newest.step >= goal)
+                say(number, self._suffer(fault.kind))
+            except Failed as failed:
+                raise Failed(f"fault {number} ({fault.kind}): {failed}") from failed
         self._on_exit = lambda: None
         self._until(lambda: self._run.code is not None)
         self._run.close()
@@ -139,7 +144,7 @@ class Ordeal:
 
     def _busy(self) -> list[int]:
         """Hosts with workers."""
-        return [i for i in range(1, self._hosts.count) if self._hosts.workers(i)]
+        return [i for i in range(1, self._hosts.count) if i not in self._away and self._hosts.workers(i)]
 
     def _any_worker(self) -> tuple[psutil.Process, str]:
         host = self._rng.choice(self._busy())
@@ -153,8 +158,9 @@ class Ordeal:
         self._cured = time.monotonic()
 
     def _heal(self, host: int) -> None:
+        """What ran there runs on, until its node hears that it was given up, and ends."""
         self._hosts.heal(host)
-        self._away.discard(host)
+        self._healed[host] = time.monotonic() + LAG_S
 
     def _make_room(self, filler: Path) -> None:
         filler.unlink(missing_ok=True)
@@ -207,6 +213,10 @@ class Ordeal:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
+        for host, limit in list(self._healed.items()):
+            if not self._hosts.serves(host) or self._looked > limit:
+                del self._healed[host]
+                self._away.discard(host)
         for host in set(range(self._hosts.count)) - self._away:
             if not self._hosts.serves(host):
                 self._hosts.add(host)
