@@ -85,8 +85,9 @@ class BackgroundSaver:
             self._changed.notify_all()
         if replaced and replaced.then:
             self._remind(
+                "storage",
                 f"storage takes longer than checkpoints are apart: the one of step {replaced.progress.step} was left "
-                f"out for that of step {progress.step}; raise train.checkpoint_steps or train.checkpoint_minutes"
+                f"out for that of step {progress.step}; raise train.checkpoint_steps or train.checkpoint_minutes",
             )
 
     def _raise(self) -> None:
@@ -119,7 +120,7 @@ class BackgroundSaver:
     def _run(self, task: _Task) -> None:
         packed = task.staging.packed(task.progress)
         if self._memory is not None and not self._memory.put(packed):
-            self._remind(self._memory.reason)
+            self._remind("memory", self._memory.reason)
         self._prepare(task.staging)
         if task.then is not None:
             task.then(self._checkpoints.save(packed))
@@ -137,8 +138,8 @@ class BackgroundSaver:
     def _give_back(self, staging: Staging) -> None:
         self._spare = [*self._spare, staging][-SPARE:]
 
-    def _remind(self, text: str) -> None:
-        kind, now = text[:20], time.monotonic()
-        if now - self._said.get(kind, -REMIND_S) >= REMIND_S:
-            self._said[kind] = now
+    def _remind(self, trouble: str, text: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(trouble, -REMIND_S) >= REMIND_S:
+            self._said[trouble] = now
             self._say(text)
