@@ -4,9 +4,10 @@
 
 A ResNet-50 trains on small images, so that a step is short beside its state: 205 MB of weights and momentum. A turn is
 some steps without a save, then a save and as many steps with it; what those took longer is what the checkpoint cost in
-all, and the call itself is what it held up the one step. The ways take turns, round after round, so that a noisy
-machine is noisy for all; each ends its writing before the next begins. Medians and quartiles are printed. The second
-table is of `benchmarks.step`: what sums with equal bits cost beside plain ones.
+all, and the call itself is what it held up the one step. The first call, which meets fresh memory, is shown apart; on
+a noisy machine the CPU time of the calling thread says what a quiet one would take. The ways take turns, round after
+round, so that a noisy machine is noisy for all; each ends its writing before the next begins. Medians and quartiles are
+printed. The second table is of `benchmarks.step`: what sums with equal bits cost beside plain ones.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from orchestrator.training.models.arch import Arch
 from orchestrator.training.models.resnet import build
 from orchestrator.training.step import TrainStep
 
+SHOWN = [("call_ms", ".1f"), ("call_cpu_ms", ".1f"), ("cost_ms", ".0f"), ("steps_ratio", ".3f"), ("whole_ms", ".0f")]
 TARGET_MS = 50.0  # that the call may hold up a step
 LR = 1e-3  # small: the numbers must stay finite, what they are does not matter
 FAST = "four lanes, fused"  # of benchmarks.step: the sum that the others are compared with
@@ -54,6 +56,7 @@ class Turn:
     """Seconds of one save and of the steps around it."""
 
     call: float
+    call_cpu: float  # of the calling thread
     without: list[float]
     with_it: list[float]
     whole: float  # from the call until all is written
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="skiplane-checkpoint-", dir=args.folder) as place:
         nbytes, turns = measure(setting, Path(place))
-    rows = {name: row(found) for name, found in turns.items()}
+    rows = {name: row(found[1:]) | {"first_call_ms": 1000 * found[0].call} for name, found in turns.items()}
     _print(rows, setting, nbytes, load)
     costs = _sums(setting, sums.QUICK if args.quick else {})
     if args.json:
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(setting: Setting, folder: Path) -> tuple[int, dict[str, list[Turn]]]:
-    """Bytes of the state, and each way's turns, round by round; the first round warms up and is not counted."""
+    """Bytes of the state, and each way's turns, round by round; the first round is to warm up, and comes first."""
     torch.set_num_threads(setting.threads)
     train, once = _training(setting)
     once()  # momentum is there from the first step on
@@ -94,8 +97,7 @@ def measure(setting: Setting, folder: Path) -> tuple[int, dict[str, list[Turn]]]
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 turn = _turn(once, train, found[name], setting.steps, number + 2)
-                if number >= 0:
-                    turns.setdefault(name, []).append(turn)
+                turns.setdefault(name, []).append(turn)
     return sum(t.nbytes for named in state.values() for t in named.values()), {name: turns[name] for name in names}
 
 
@@ -103,6 +105,7 @@ def row(turns: Sequence[Turn]) -> dict[str, float]:
     """Medians and quartiles over the turns, in ms; `steps_ratio` is of a step with a save to one without."""
     parts = {
         "call_ms": [1000 * turn.call for turn in turns],
+        "call_cpu_ms": [1000 * turn.call_cpu for turn in turns],
         "cost_ms": [1000 * turn.cost for turn in turns],
         "whole_ms": [1000 * turn.whole for turn in turns],
         "steps_ratio": [sum(turn.with_it) / sum(turn.without) for turn in turns],
@@ -131,12 +134,12 @@ def _training(setting: Setting) -> tuple[TrainStep, Callable[[], None]]:
 def _turn(once: Callable[[], None], train: TrainStep, way: Way, steps: int, number: int) -> Turn:
     without = [_timed(once) for _ in range(steps)]
     ends: list[float] = []
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.thread_time()
     way.save(train.state_dict(), number, lambda: ends.append(time.perf_counter()))
-    call = time.perf_counter() - began
+    call, cpu = time.perf_counter() - began, time.thread_time() - cpu
     with_it = [_timed(once) for _ in range(steps)]
     way.wait()
-    return Turn(call, without, with_it, ends[0] - began)
+    return Turn(call, cpu, without, with_it, ends[0] - began)
 
 
 def _timed(once: Callable[[], None]) -> float:
@@ -169,16 +172,24 @@ def _print(rows: dict[str, dict[str, float]], setting: Setting, nbytes: int, loa
         f"{setting.rounds} rounds",
         caption=f"ms: median (quartiles); {setting.steps} steps with a save beside as many without; load {load:.1f}",
     )
-    for heading in ("", "the call", "target", "cost in all", "steps with / without", "written after"):
+    for heading in (
+        "",
+        "the call",
+        "target",
+        "its CPU",
+        "the first",
+        "cost in all",
+        "steps with / without",
+        "written after",
+    ):
         table.add_column(heading, justify="left" if heading == "" else "right")
     for name, found in rows.items():
         target = f"{TARGET_MS:.0f}" if name.startswith("skiplane") else ""
-        call, cost, ratio, whole = (
-            f"{found[key]:{form}} ({found[f'{key}_low']:{form}}–{found[f'{key}_high']:{form}})"
-            for key, form in (("call_ms", ".1f"), ("cost_ms", ".0f"), ("steps_ratio", ".3f"), ("whole_ms", ".0f"))
+        call, cpu, cost, ratio, whole = (
+            f"{found[key]:{form}} ({found[f'{key}_low']:{form}}–{found[f'{key}_high']:{form}})" for key, form in SHOWN
         )
-        table.add_row(name, call, target, cost, ratio, whole)
-    Console(width=130).print(table)
+        table.add_row(name, call, target, cpu, f"{found['first_call_ms']:.0f}", cost, ratio, whole)
+    Console(width=150).print(table)
 
 
 def _settings(argv: Sequence[str] | None) -> tuple[Setting, argparse.Namespace]:

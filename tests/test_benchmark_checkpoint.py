@@ -9,10 +9,11 @@ from benchmarks.checkpoint import Turn, row
 
 
 def test_a_save_costs_its_call_and_what_the_steps_took_longer():
-    turn = Turn(call=0.02, without=[0.1, 0.1, 0.1], with_it=[0.15, 0.12, 0.1], whole=0.4)
+    turn = Turn(call=0.02, call_cpu=0.01, without=[0.1, 0.1, 0.1], with_it=[0.15, 0.12, 0.1], whole=0.4)
     assert turn.cost == pytest.approx(0.09)
-    found = row([turn, Turn(0.04, [0.1], [0.1], 0.2), Turn(0.03, [0.2], [0.1], 0.3)])
+    found = row([turn, Turn(0.04, 0.04, [0.1], [0.1], 0.2), Turn(0.03, 0.03, [0.2], [0.1], 0.3)])
     assert found["call_ms"] == pytest.approx(30)
+    assert found["call_cpu_ms"] == pytest.approx(30)
     assert found["cost_ms"] == pytest.approx(40)  # of 90, 40 and -70
     assert found["steps_ratio"] == pytest.approx(1.0)  # of 0.37 / 0.3, 1 and 0.5
     assert (found["whole_ms_low"], found["whole_ms_high"]) == (pytest.approx(200), pytest.approx(400))

@@ -133,11 +133,11 @@ class Staging:
         """Copies them; what was here before is gone."""
         flat = {f"{group}.{name}": t for group, named in tensors.items() for name, t in named.items()}
         layout = Layout.of(flat, tuple(tensors))
-        on_gpu = any(tensor.is_cuda for tensor in flat.values())
-        self.reserve(layout.nbytes, pinned=on_gpu)
+        gpu = next((tensor.device for tensor in flat.values() if tensor.is_cuda), None)
+        self.reserve(layout.nbytes, pinned=gpu is not None)
         self._layout = layout
         self._memory[: len(layout.head)] = torch.frombuffer(bytearray(layout.head), dtype=torch.uint8)
-        self._copy([flat[name] for name in layout.names], layout.views(self._memory), on_gpu)
+        self._copy([flat[name] for name in layout.names], layout.views(self._memory), gpu)
 
     def packed(self, progress: Progress) -> Packed:
         """The files, which share this memory: until it is filled again. Waits for the copy."""
@@ -163,11 +163,10 @@ class Staging:
             self._memory, self._pinned = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned).fill_(0), pinned
 
     @torch.no_grad()
-    def _copy(self, sources: list[Tensor], targets: list[Tensor], on_gpu: bool) -> None:
+    def _copy(self, sources: list[Tensor], targets: list[Tensor], gpu: torch.device | None) -> None:
         if sources:
-            torch._foreach_copy_(targets, sources, non_blocking=on_gpu)
-        if on_gpu:
-            self._copied = torch.cuda.current_stream().record_event()
+            torch._foreach_copy_(targets, sources, non_blocking=gpu is not None)
+        self._copied = torch.cuda.current_stream(gpu).record_event() if gpu else None
 
 
 def pack(tensors: Tensors, progress: Progress) -> Packed:
