@@ -64,7 +64,8 @@ class Watch:
         if more <= self._workers:
             self._more_since, self.possible = None, self._workers
             return
-        self._more_since = self._more_since or time.monotonic()
+        if self._more_since is None:
+            self._more_since = time.monotonic()
         if time.monotonic() - self._more_since >= STEADY_S:
             self._room.admit(usable)
             self.possible = min(self._room.fits(usable), more)

@@ -1,0 +1,244 @@
+"""From group to group: what is said, counted, waited for and given up, with a stand-in for everything of Ray's."""
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator import attempts as module
+from orchestrator.attempts import Attempts, StopSignal
+from orchestrator.cluster.group import GroupDied, Size
+from orchestrator.config import RunConfig
+from pipelines.errors import DataError, TrainingError
+
+FINISHED = {"status": "finished", "steps": 88}
+STOPPED = {"status": "stopped", "steps": 50}
+
+
+class Script:
+    """What one group does: for each look of the driver some records or an action, then its end (or none, it hangs)."""
+
+    def __init__(self, *looks, end=FINISHED):
+        self.looks, self.end = list(looks), end
+        self.stop_asked, self.killed, self.waited = False, [], False
+
+
+class Stage:
+    """Plays scripts one after the other. sizes: what the cluster has room for, group by group."""
+
+    def __init__(self, monkeypatch, *scripts, sizes=(2,) * 9, stop=None, **settings):
+        self.scripts, self.sizes, self.said, self.now = list(scripts), iter(sizes), [], 0.0
+        self.stop, self.jobs = stop or StopSignal(), []
+        self.watch = SimpleNamespace(held=set(), lost=[], leaving=[], possible=0, close=lambda: None)
+        for name, value in {"Group": self._group, "Mailbox": lambda: self, "Watch": self._watch}.items():
+            monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
+        monkeypatch.setattr(module, "job_id", lambda: "01000000")
+        self.attempts = Attempts(
+            RunConfig(name="a").replace(settings),
+            SimpleNamespace(position=lambda step: divmod(step, 44)),
+            SimpleNamespace(find=lambda again: self._size()),
+            SimpleNamespace(latest=lambda: None),
+            SimpleNamespace(confirm=lambda: None, check=lambda: None, number=7),
+            SimpleNamespace(reached=0, hear=self._hear),
+            SimpleNamespace(tags=lambda tags: None),
+            self.said.append,
+            self.stop,
+            "run-id",
+            "digest",
+        )
+
+    def run(self):
+        return self.attempts.run(self._size())
+
+    def _size(self):
+        return Size(next(self.sizes), 1, 0, 300)
+
+    def _hear(self, records):
+        self.attempts.ear.reached = max([self.attempts.ear.reached, *(r.get("global_step", 0) for r in records)])
+
+    def _sleep(self, seconds):
+        self.now += seconds
+
+    # the group, its mailbox and its watch
+
+    def _group(self, function, job, size, mailbox, name):
+        self.jobs.append(job)
+        self.script = self.scripts.pop(0)
+        return SimpleNamespace(wait=self._wait, kill=self.script.killed.extend, outcome=self._outcome)
+
+    def _watch(self, room, workers):
+        self.watch.possible = workers
+        return self.watch
+
+    def _wait(self, seconds):
+        self.now += seconds
+        if seconds > 1:
+            self.script.waited = True
+        return not self.script.looks and self.script.end is not None
+
+    def _outcome(self):
+        if isinstance(self.script.end, Exception):
+            raise self.script.end
+        return self.script.end
+
+    def begin(self, attempt):
+        assert attempt == len(self.jobs) + 1
+
+    def drain(self):
+        look = self.script.looks.pop(0) if self.script.looks else []
+        return look() or [] if callable(look) else look
+
+    def ask_stop(self):
+        self.script.stop_asked = True
+
+    def close(self):
+        pass
+
+
+def restored(step, source="from the checkpoint in storage"):
+    return {"kind": "restored", "global_step": step, "source": source}
+
+
+def at(step):
+    return {"kind": "progress", "global_step": step}
+
+
+def worker(rank):
+    return {"kind": "worker", "rank": rank, "node": f"n{rank}", "actor": f"actor {rank}"}
+
+
+def test_a_group_that_finishes_is_the_only_one(monkeypatch):
+    stage = Stage(monkeypatch, Script([worker(0), worker(1), restored(0, "")], [at(88)]))
+    assert stage.run() == FINISHED
+    assert stage.said == ["a: 2 workers, 1 CPU each, 8 lanes (100% of the workers' time used), from the start"]
+    assert stage.watch.held == {"n0", "n1"}
+    assert (stage.jobs[0].number, stage.jobs[0].attempt, stage.jobs[0].run_id) == (7, 1, "run-id")
+
+
+def test_a_death_is_followed_by_a_group_of_what_is_left(monkeypatch):
+    died = GroupDied("rank 2: its process is gone")
+    first = Script([restored(0, "")], [at(52)], end=died)
+    second = Script([restored(40, "from memory")], end=died)
+    third = Script([restored(40)])
+    stage = Stage(monkeypatch, first, second, third, sizes=(3, 2, 2))
+    assert stage.run() == FINISHED
+    assert [line for line in stage.said if "workers" not in line] == [
+        "restart 1: rank 2: its process is gone",
+        "resize 3 -> 2 at epoch 1 step 40: 0 samples lost, 12 steps repeated, from memory",
+        "restart 2: rank 2: its process is gone",
+        "resumed at epoch 1 step 40: 0 samples lost, 12 steps repeated, from the checkpoint in storage",
+    ]
+    counts = stage.attempts.restarts, stage.attempts.resizes, stage.attempts.repeated
+    assert counts == (2, 1, 24)
+
+
+def test_a_submission_that_goes_on_says_only_what_memory_had(monkeypatch):
+    stage = Stage(monkeypatch, Script([restored(50, "from memory")]))
+    stage.run()
+    assert stage.said[1:] == ["going on at epoch 2 step 6, from memory: newer than the checkpoint in storage"]
+    assert stage.attempts.repeated == 0
+
+
+def test_groups_that_die_without_progress_are_given_up_with_growing_pauses(monkeypatch):
+    scripts = [Script([restored(0, "")], end=GroupDied("gone")) for _ in range(4)]
+    stage = Stage(monkeypatch, *scripts, **{"cluster.max_restarts": 3})
+    with pytest.raises(TrainingError, match=r"died 4 times without progress \(cluster.max_restarts = 3\).*: gone"):
+        stage.run()
+    pauses = [line.partition("gone")[2] for line in stage.said if line.startswith("restart")]
+    assert pauses == ["", "; trying again in 1 s", "; trying again in 3 s"]
+
+
+def test_progress_in_memory_is_progress(monkeypatch):
+    scripts = [Script([restored(step, "from memory")], end=GroupDied("gone")) for step in range(10, 60, 10)]
+    stage = Stage(monkeypatch, *scripts, Script([restored(60)]), **{"cluster.max_restarts": 1})
+    assert stage.run() == FINISHED
+    assert stage.attempts.restarts == 5
+
+
+def test_more_room_ends_a_group_after_a_checkpoint(monkeypatch):
+    stage = Stage(monkeypatch, sizes=(2, 4), **{"cluster.grow_seconds": 1, "cluster.workers": "2..4"})
+    stage.scripts = [
+        Script([restored(0, "")], lambda: setattr(stage.watch, "possible", 4), *[[at(50)]] * 9, end=STOPPED),
+        Script([restored(50)]),
+    ]
+    grown = stage.scripts[0]
+    assert stage.run() == FINISHED
+    assert grown.stop_asked
+    assert stage.said[1] == "there is room for 4 workers: saving a checkpoint, then going on with them"
+    assert stage.said[3] == (
+        "resize 2 -> 4 at epoch 2 step 6: 0 samples lost, 0 steps repeated, from the checkpoint in storage"
+    )
+    assert stage.attempts.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("lanes", "now", "possible", "expected"),
+    [(8, 2, 3, True), (8, 2, 4, True), (8, 4, 7, False), (8, 4, 8, True), (4, 2, 3, False), (8, 3, 3, False)],
+)
+def test_a_group_grows_only_where_its_fullest_worker_gets_fewer_lanes(monkeypatch, lanes, now, possible, expected):
+    stage = Stage(monkeypatch, **{"data.lanes": lanes, "cluster.grow_seconds": 10})
+    attempts = stage.attempts
+    attempts.workers, attempts.ear.reached = now, 5
+    attempts.restored(3, "", 0)
+    attempts.ear.reached = 5
+    assert not attempts.grows(possible)  # it has just begun
+    stage.now = 11
+    assert attempts.grows(possible) is expected
+    attempts.ear.reached = 3
+    assert not attempts.grows(possible)  # it has done no step
+
+
+def test_a_node_that_was_told_to_go_is_left_after_a_checkpoint(monkeypatch):
+    stage = Stage(monkeypatch, sizes=(2, 1))
+    leave = lambda: setattr(stage.watch, "leaving", ["10.0.0.2"])  # noqa: E731
+    back = lambda: setattr(stage.watch, "leaving", [])  # noqa: E731
+    stage.scripts = [Script([restored(0, "")], leave, [at(50)], end=STOPPED), Script(back, [restored(50)])]
+    told = stage.scripts[0]
+    assert stage.run() == FINISHED
+    assert told.stop_asked
+    assert "node 10.0.0.2 was told to go: saving a checkpoint, then going on without it" in stage.said
+
+
+def test_a_stop_ends_all_with_what_was_saved(monkeypatch):
+    stage = Stage(monkeypatch)
+    stop = lambda: stage.stop(signal.SIGTERM, None)  # noqa: E731
+    stage.scripts = [Script([restored(0, "")], stop, [], end=STOPPED)]
+    assert stage.run() == STOPPED
+    assert stage.said[-1] == "SIGTERM: saving a checkpoint, then stopping"
+
+
+def test_a_death_after_a_stop_ends_all(monkeypatch):
+    stage = Stage(monkeypatch)
+    stop = lambda: stage.stop(signal.SIGTERM, None)  # noqa: E731
+    stage.scripts = [Script(stop, [], end=GroupDied("gone"))]
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+
+
+def test_an_error_of_a_worker_ends_all_once_the_group_had_time_to_end(monkeypatch):
+    script = Script([worker(0)], [{"kind": "error", "type": "DataError", "message": "bad", "rank": 0}], end=None)
+    stage = Stage(monkeypatch, script)
+    with pytest.raises(DataError, match=r"^bad$"):
+        stage.run()
+    assert (script.stop_asked, script.waited, script.killed) == (True, True, ["actor 0"])
+
+
+def test_a_group_that_cannot_go_on_is_ended_where_ray_does_not(monkeypatch):
+    lost = {"kind": "lost", "rank": 0, "cause": "lost its connection to another worker"}
+    hung = Script([worker(0), restored(0, "")], [at(9)], [lost], *[[]] * 20, end=None)
+    stage = Stage(monkeypatch, hung, Script([restored(0, "")]))
+    assert stage.run() == FINISHED
+    assert hung.killed == ["actor 0"]
+    assert stage.said[1] == "restart 1: rank 0: lost its connection to another worker"
+
+
+def test_a_group_whose_node_does_not_answer_is_ended(monkeypatch):
+    stage = Stage(monkeypatch)
+    lose = lambda: setattr(stage.watch, "lost", ["10.0.0.2"])  # noqa: E731
+    back = lambda: setattr(stage.watch, "lost", [])  # noqa: E731
+    stage.scripts = [Script([worker(0), worker(1)], lose, end=None), Script(back, [restored(0, "")])]
+    hung = stage.scripts[0]
+    assert stage.run() == FINISHED
+    assert hung.killed == ["actor 0", "actor 1"]
+    assert stage.said[1] == "restart 1: node 10.0.0.2 is lost or does not answer"

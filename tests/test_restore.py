@@ -1,0 +1,90 @@
+"""Which state a group goes on from; one rank reads, all have it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.context import LocalContext
+from orchestrator.state.checkpoints import Checkpoints
+from orchestrator.state.memory import Memory
+from orchestrator.state.packed import Progress, pack
+from orchestrator.state.restore import restore
+from orchestrator.state.storage import Storage
+from pipelines.errors import TrainingError
+from tests.ranks import on_ranks
+
+
+def state(step):
+    progress = Progress(step, 0, step, {}, {}, [], 0, 1.0)
+    return pack({"model": {"w": torch.full((1000,), float(step))}, "momentum": {}}, progress)
+
+
+def filled(folder, stored=(), held=()):
+    """Saves these steps into storage, and into the memory of each rank (0 = nothing); the newest stored one's name."""
+    checkpoints = Checkpoints(Storage(f"{folder}/run"), keep=9, warn=lambda _: None)
+    names = [checkpoints.save(state(step)) for step in stored]
+    for rank, step in enumerate(held):
+        (Path(folder) / f"shm{rank}").mkdir()
+        if step:
+            assert Memory("key", Path(folder) / f"shm{rank}").put(state(step))
+    return names[-1] if names else None
+
+
+def restored(rank, world_size, folder, name):
+    """(step, where it is from, the weight) on this rank."""
+    memory = Memory("key", Path(folder) / f"shm{rank}")
+    checkpoints = Checkpoints(Storage(f"{folder}/run"), keep=9, warn=lambda _: None)
+    found = restore(checkpoints, memory, name, Apart(rank, world_size))
+    if found is None:
+        return None
+    return found.checkpoint.progress.step, found.source, float(found.checkpoint.tensors["model"]["w"].mean())
+
+
+class Apart(LocalContext):
+    """Each rank is on a node of its own."""
+
+    @property
+    def node_ranks(self):
+        return range(self.rank, self.rank + 1)
+
+
+MEMORY, STORAGE = "from memory", "from the checkpoint in storage"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stored", "held", "expected"),
+    [
+        ((), (0, 0, 0), None),  # the beginning
+        ((5, 10), (0, 0, 0), (10, STORAGE)),
+        ((10,), (0, 12, 11), (12, MEMORY)),  # of a survivor, the newest
+        ((10,), (10, 0, 9), (10, STORAGE)),  # no newer: storage is everybody's
+        ((), (0, 0, 3), (3, MEMORY)),
+    ],
+)
+def test_all_ranks_get_the_newest_of_memory_and_storage(tmp_path, stored, held, expected):
+    name = filled(tmp_path, stored, held)
+    wanted = None if expected is None else (*expected, float(expected[0]))
+    assert on_ranks(3, restored, str(tmp_path), name) == [wanted] * 3
+
+
+def test_a_single_rank_needs_no_group(tmp_path):
+    name = filled(tmp_path, (5,), (7,))
+    assert restored(0, 1, tmp_path, name) == (7, MEMORY, 7.0)
+
+
+def test_a_damaged_copy_in_memory_is_none(tmp_path):
+    name = filled(tmp_path, (5,), (7,))
+    [file] = (tmp_path / "shm0").glob("*/step-*")
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    assert restored(0, 1, tmp_path, name) == (5, STORAGE, 5.0)
+
+
+def test_a_checkpoint_that_vanished_meanwhile_is_a_clear_error(tmp_path):
+    name = filled(tmp_path, (5,))
+    Storage(f"{tmp_path}/run").remove(f"{name}/progress.json")
+    with pytest.raises(TrainingError, match=r"checkpoint .*step-000000005.* cannot be read any more; submit again"):
+        restored(0, 1, tmp_path, name)

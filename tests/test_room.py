@@ -1,0 +1,188 @@
+"""Where a group goes: the nodes as they are now, waits that are said, a node that cannot take part passed over."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.cluster import room as rooms
+from orchestrator.cluster.room import Room
+from orchestrator.cluster.session import Node
+from orchestrator.cluster.watch import LOST_LOOKS, Watch
+from orchestrator.config import RunConfig
+from pipelines.errors import ClusterError
+
+
+class Cluster:
+    """A stand-in for what Ray knows. free: CPUs that nobody uses; None = all of them."""
+
+    def __init__(self, monkeypatch, cpus):
+        self.nodes = {f"n{i}": Node(f"n{i}", f"10.0.0.{i}", float(count), 0.0, 1) for i, count in enumerate(cpus)}
+        self.silent, self.leaving, self.faulty, self.asked = set(), set(), set(), []
+        self.free, self.now, self.later = None, 0.0, []
+        for name, value in {
+            "nodes": lambda: list(self.nodes.values()),
+            "reachable": lambda found: [node for node in found if node.id not in self.silent],
+            "draining": lambda: set(self.leaving),
+            "free": lambda: {"CPU": self.free if self.free is not None else sum(n.cpus for n in self.nodes.values())},
+        }.items():
+            monkeypatch.setattr(rooms.session, name, value)
+        monkeypatch.setattr(rooms, "preflight", self._preflight)
+        monkeypatch.setattr(rooms, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
+
+    def _preflight(self, nodes, *_):
+        self.asked += [node.id for node in nodes]
+        if bad := [node.address for node in nodes if node.id in self.faulty]:
+            raise ClusterError(f"cluster.storage cannot be used on {bad[0]}")
+        return [SimpleNamespace(address=node.address, interface="eth0") for node in nodes]
+
+    def _sleep(self, seconds):
+        self.now += seconds
+        for at, change in list(self.later):
+            if self.now >= at:
+                self.later.remove((at, change))
+                change()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    return Cluster(monkeypatch, (2, 2, 2))
+
+
+def room_for(workers, said, stopped=bool):
+    config = RunConfig().replace({"cluster.workers": workers, "cluster.wait_seconds": 60})
+    return Room(config, SimpleNamespace(streamed=False), None, said.append, stopped)
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [("1", 1), ("4", 4), ("2..8", 6), ("1..3", 3), ("6", 6)],
+)
+def test_as_many_workers_as_fit(cluster, workers, expected):
+    size = room_for(workers, said := []).find()
+    assert (size.workers, size.nodes, size.interface, said) == (expected, ("n0", "n1", "n2"), "eth0", [])
+
+
+def test_a_node_that_does_not_answer_or_was_told_to_go_gets_no_workers(cluster):
+    cluster.silent, cluster.leaving = {"n0"}, {"n2"}
+    size = room_for("1..6", []).find(again=True)
+    assert (size.workers, size.nodes) == (2, ("n1",))
+
+
+def test_each_node_is_asked_once(cluster):
+    room = room_for("1..8", [])
+    room.find()
+    cluster.nodes["n3"] = Node("n3", "10.0.0.3", 2.0, 0.0, 1)
+    assert room.find(again=True).workers == 8
+    assert cluster.asked == ["n0", "n1", "n2", "n3"]
+
+
+def test_at_the_start_a_node_that_cannot_take_part_is_an_error_and_later_it_is_passed_over(cluster):
+    cluster.faulty = {"n2"}
+    with pytest.raises(ClusterError, match=r"cannot be used on 10\.0\.0\.2"):
+        room_for("2..6", []).find()
+    size = room_for("2..6", said := []).find(again=True)
+    assert (size.workers, size.nodes) == (4, ("n0", "n1"))
+    assert said == ["node 10.0.0.2 gets no workers: cluster.storage cannot be used on 10.0.0.2"]
+
+
+def test_a_cluster_that_is_too_small_is_refused_at_the_start_and_waited_for_later(cluster):
+    with pytest.raises(ClusterError, match="asks for 8 workers of 1 CPU each; the cluster has room for 6"):
+        room_for("8", []).find()
+    assert cluster.now == 0
+    cluster.later = [(20, lambda: cluster.nodes.update(n3=Node("n3", "10.0.0.3", 2.0, 0.0, 1)))]
+    assert room_for("8", said := []).find(again=True).workers == 8
+    assert said == ["waiting for nodes for 8 workers: those that are left have room for 6"]
+
+
+def test_nodes_that_do_not_come_are_an_error(cluster):
+    sentence = (
+        r"the run needs nodes for 8 workers; those that are left have room for 6, after cluster.wait_seconds = 60"
+    )
+    with pytest.raises(ClusterError, match=sentence):
+        room_for("8", []).find(again=True)
+
+
+def test_busy_cpus_are_waited_for_and_a_range_takes_what_is_free(cluster):
+    cluster.free = 3
+    cluster.later = [(20, lambda: setattr(cluster, "free", None))]
+    assert room_for("6", said := []).find().workers == 6
+    assert said == ["waiting for 6 CPUs: 3 CPUs are free and the rest is in use"]
+    cluster.free, began = 3, cluster.now
+    assert room_for("2..6", []).find().workers == 3
+    assert rooms.SETTLE_S < cluster.now - began < rooms.SETTLE_S + 1
+    with pytest.raises(ClusterError, match="the run needs 6 CPUs; 3 CPUs are free and the rest is in use, after"):
+        room_for("4..6", []).find()
+
+
+def test_whoever_is_asked_to_stop_does_not_wait(cluster):
+    cluster.free = 0
+    with pytest.raises(KeyboardInterrupt):
+        room_for("2", [], stopped=lambda: True).find()
+
+
+# -- while a group trains ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watch(cluster, monkeypatch):
+    """A watch over two workers on n0 and n1; `_look` is its tick, and its own thread never makes one."""
+    monkeypatch.setattr(Watch, "_run", lambda self: None)
+    cluster.nodes.pop("n2")
+    room = room_for("1..6", [])
+    room.find()
+    watch = Watch(room, 4)
+    watch.held, cluster.free = {"n0", "n1"}, 0
+    yield watch
+    watch.close()
+
+
+def looks(watch, times):
+    for _ in range(times):
+        watch._look()
+    return watch.lost, watch.leaving, watch.possible
+
+
+def test_a_quiet_cluster_is_left_alone(watch):
+    assert looks(watch, 10) == ([], [], 4)
+
+
+def test_a_node_that_is_gone_is_lost_at_once_and_one_that_is_silent_after_a_while(watch, cluster):
+    looks(watch, 1)
+    cluster.silent = {"n1"}
+    assert looks(watch, LOST_LOOKS - 1)[0] == []
+    assert looks(watch, 1)[0] == ["10.0.0.1"]
+    cluster.silent = set()
+    assert looks(watch, 1)[0] == []  # it was not gone
+    del cluster.nodes["n0"]
+    assert looks(watch, 1)[0] == ["10.0.0.0"]
+
+
+def test_a_node_that_was_told_to_go_matters_where_it_has_workers(watch, cluster):
+    cluster.nodes["n7"] = Node("n7", "10.0.0.7", 2.0, 0.0, 1)
+    cluster.leaving = {"n7"}
+    assert looks(watch, 1)[1] == []
+    cluster.leaving = {"n7", "n1"}
+    assert looks(watch, 1)[1] == ["10.0.0.1"]
+
+
+def test_more_room_counts_when_it_lasts_is_free_and_can_take_part(watch, cluster, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.cluster.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
+    cluster.nodes["n2"] = Node("n2", "10.0.0.2", 2.0, 0.0, 1)
+    assert looks(watch, 3)[2] == 4  # its CPUs are another run's
+    cluster.free = 1
+    assert looks(watch, 1)[2] == 4
+    now[0] = 10
+    assert looks(watch, 1)[2] == 5
+    assert cluster.asked == ["n0", "n1", "n2"]  # before the group is ended for it
+    cluster.free = 0
+    assert looks(watch, 1)[2] == 4
+
+
+def test_a_new_node_that_cannot_take_part_is_no_room(watch, cluster, monkeypatch):
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("orchestrator.cluster.watch.time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    cluster.nodes["n2"] = Node("n2", "10.0.0.2", 2.0, 0.0, 1)
+    cluster.free, cluster.faulty = 2, {"n2"}
+    assert looks(watch, 5)[2] == 4
+    assert cluster.asked.count("n2") == 1
