@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tests.ordeal import KINDS, Failed, Fault, Ordeal, Suffered
 GAP = (15, 40)  # new steps between a fault's end and the next fault
 STEPS_PER_EPOCH = 22  # of digits-quick
 AWAY = ("node", "cut")  # take a host away
-SLACK, BACK = 25, 200  # steps that pass besides: in each fault, and while a host comes back
+SLACK, BACK = 25, 300  # steps that pass besides: in each fault, and while a host comes back
 NAME = "chaos"
 EQUAL = {  # fields of result.json that have to be, and what they stand for
     "weights_sha256": "weights", "data_digest": "data", "eval_digest": "evaluation", "top1": "top-1",
@@ -55,8 +56,9 @@ def spread(kinds: Sequence[str], rng: random.Random) -> list[str]:
 
 def epochs_for(faults: Sequence[Fault]) -> int:
     """Enough for all of them to come before the run ends."""
-    away = sum(fault.kind in AWAY for fault in faults)
-    steps = sum(fault.gap for fault in faults) + SLACK * len(faults) + BACK * away
+    away = [fault.kind in AWAY for fault in faults]
+    in_a_row = sum(a and b for a, b in pairwise(away))
+    steps = sum(fault.gap for fault in faults) + SLACK * len(faults) + BACK * (sum(away) + in_a_row)
     return steps // STEPS_PER_EPOCH + 2
 
 
