@@ -3,6 +3,7 @@
 A group has a fixed size. What changes it ends it: after a checkpoint where that is possible, so nothing is repeated.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -173,7 +174,7 @@ class _Watched:
         self._actors: dict[int, Any] = {}  # rank -> what it can be ended by
         self._lost: dict[int, str] = {}  # rank -> why it cannot go on
         self._lost_at = 0.0
-        self._asked = False
+        self._asked_at = -math.inf
 
     def outcome(self) -> dict[str, Any]:
         """Rank 0's summary. Raises GroupDied, or the SkiplaneError that a worker reported."""
@@ -185,7 +186,8 @@ class _Watched:
             except (SkiplaneError, GroupDied):
                 self._end()
                 raise
-            self._asked = self._asked or self._ask_to_end()
+            if self._asked_at == -math.inf and self._ask_to_end():
+                self._asked_at = time.monotonic()
         self._hear()
         return self._group.outcome() or {}
 
@@ -207,8 +209,11 @@ class _Watched:
                 raise_error(record)
 
     def _check_lost(self) -> None:
-        """Raises GroupDied where the group cannot go on and Ray does not end it by itself: it may take a minute."""
-        if self._watch.lost:
+        """Raises GroupDied where the group cannot go on and Ray does not end it by itself: it may take a minute.
+
+        A group that was asked to end has time for it: a node that was told to go goes when its worker has ended.
+        """
+        if self._watch.lost and time.monotonic() - self._asked_at > END_S:
             raise GroupDied(f"node {', '.join(self._watch.lost)} is lost or does not answer")
         if self._lost and time.monotonic() - self._lost_at > GRACE_S:
             raise GroupDied("; ".join(f"rank {rank}: {cause}" for rank, cause in sorted(self._lost.items())))

@@ -192,11 +192,12 @@ def test_a_group_grows_only_where_its_fullest_worker_gets_fewer_lanes(monkeypatc
 def test_a_node_that_was_told_to_go_is_left_after_a_checkpoint(monkeypatch):
     stage = Stage(monkeypatch, sizes=(2, 1))
     leave = lambda: setattr(stage.watch, "leaving", ["10.0.0.2"])  # noqa: E731
-    back = lambda: setattr(stage.watch, "leaving", [])  # noqa: E731
-    stage.scripts = [Script([restored(0, "")], leave, [at(50)], end=STOPPED), Script(back, [restored(50)])]
+    back = lambda: vars(stage.watch).update(leaving=[], lost=[])  # noqa: E731
+    gone = lambda: setattr(stage.watch, "lost", ["10.0.0.2"])  # noqa: E731  as soon as its worker has ended
+    stage.scripts = [Script([restored(0, "")], leave, gone, [at(50)], end=STOPPED), Script(back, [restored(50)])]
     told = stage.scripts[0]
     assert stage.run() == FINISHED
-    assert told.stop_asked
+    assert (told.stop_asked, stage.attempts.restarts) == (True, 0)
     assert "node 10.0.0.2 was told to go: saving a checkpoint, then going on without it" in stage.said
 
 
