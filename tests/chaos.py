@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -159,7 +160,7 @@ def trial(folder: Path, faults: Sequence[Fault], epochs: int, rng: random.Random
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes: 0 all equal, 1 not, or the run failed, 2 hosts cannot be made here."""
+    """Exit codes: 0 all equal, 1 not, or the run failed, 2 hosts cannot be made here, 130 Ctrl-C."""
     args = _arguments(argv)
     if reason := supported():
         say(reason)
@@ -178,6 +179,9 @@ def main(argv: Sequence[str]) -> int:
     except Failed as failed:
         tail = (folder / "run.log").read_text().splitlines()[-40:] if (folder / "run.log").exists() else []
         say("\n".join([*tail, f"chaos: failed: {failed}"]))
+    except KeyboardInterrupt:
+        say("stopped")
+        return 128 + signal.SIGINT
     finally:
         if good and not args.keep:
             shutil.rmtree(folder)
