@@ -44,10 +44,10 @@ class Setting:
     depth: int = 50
     width: int = 64
     size: int = 32  # px
-    batch: int = 8
+    batch: int = 4
     threads: int = 1
-    rounds: int = 15
-    steps: int = 8  # with a save, and as many without
+    rounds: int = 12
+    steps: int = 5  # with a save, and as many without
     sum_rounds: int = 10  # of benchmarks.step; 0 leaves its table out
 
 
@@ -182,7 +182,7 @@ def _print(rows: dict[str, dict[str, float]], setting: Setting, nbytes: int, loa
         "steps with / without",
         "written after",
     ):
-        table.add_column(heading, justify="left" if heading == "" else "right")
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading == "")
     for name, found in rows.items():
         target = f"{TARGET_MS:.0f}" if name.startswith("skiplane") else ""
         call, cpu, cost, ratio, whole = (
