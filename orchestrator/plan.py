@@ -163,7 +163,7 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
     """The plan as text for a person."""
     rate = learning_rate(config, plan.steps_per_epoch)
     arch = config.model.arch(plan.classes)
-    _, most = config.cluster.span
+    least, most = config.cluster.span
     left_out = plan.order.left_out
     marks = sorted({0, plan.steps // 4, plan.steps // 2, 3 * plan.steps // 4, plan.steps - 1})
     lines = [
@@ -179,7 +179,7 @@ def describe(config: RunConfig, plan: Plan, counts: Counts) -> str:
     ]
     if counts.train_bytes:
         lines.insert(3, f"streamed   {_streamed(config, counts)}")
-    for world in sorted({most, max(most - 1, 1)}, reverse=True):  # one lost is what a user should know before
+    for world in sorted({least, most, max(most - 1, 1)}, reverse=True):  # one lost is what a user should know before
         shares = [len(lanes_of(r, world, config.data.lanes)) for r in range(world)]
         shown = " + ".join(map(str, shares)) if world <= 8 else f"{max(shares)} at most"
         lines.append(
