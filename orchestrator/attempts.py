@@ -96,13 +96,13 @@ class Attempts:
     def _attempt(self, size: Size, mailbox: Mailbox, left: ExitStack) -> dict[str, Any]:
         """One group, from its start to its end, which is waited for before this process ends: Ray's session, ended
         under the group's thread, would end this process too, without a word."""
-        self.held.confirm()
         self.number += 1
+        fence = self.held.begin(self.number)
         mailbox.begin(self.number)
         found = self.checkpoints.latest()
         before, self.workers = self.workers, size.workers
         self._announce(size, found.progress.step if found else 0)
-        job = Job(self.config, found.name if found else None, self.digest, self.run_id, self.held.number, self.number)
+        job = Job(self.config, found.name if found else None, self.digest, self.run_id, fence)
         self._began = None
         group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.number}")
         left.callback(group.wait, END_S)

@@ -34,7 +34,7 @@ from orchestrator.state.storage import Storage
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
 from orchestrator.training.models.weights import read_weights
 from pipelines.dataset import Dataset, open_dataset, verify
-from pipelines.errors import ConfigError, SkiplaneError
+from pipelines.errors import ClusterError, ConfigError, SkiplaneError
 from pipelines.quarantine import allowed
 from pipelines.remote.url import is_url
 
@@ -124,7 +124,7 @@ class _Life:
             status, result = "KILLED", self._ended("stopped", "interrupted before a checkpoint of its own")
         except Exception as error:
             if not self.held.lost:
-                self._ended("failed", _reason(error))
+                self._fail(_reason(error))
             raise
         finally:
             if left := self.tracker.finish(None if self.held.lost else status):
@@ -213,6 +213,13 @@ class _Life:
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": result.status, "skiplane.weights_sha256": str(result.weights_sha256)})
         return result
+
+    def _fail(self, reason: str) -> None:
+        """The result of a run that fails; what it fails of may keep that from being written, too."""
+        try:
+            self._ended("failed", reason)
+        except ClusterError as error:
+            self.say(f"result.json is not written: {error}")
 
     def _ended(self, status: str, reason: str) -> Result:
         """A result for a run that did not end by itself; what the last checkpoint holds is kept."""

@@ -48,8 +48,7 @@ class Job:
     resume: str | None = None  # name of the checkpoint to go on from
     dataset_digest: str = ""  # of the dataset that was admitted; "" = any
     run_id: str = ""  # names the run's copies in memory; "" = none are kept
-    number: int = 0  # the driver's fencing number
-    attempt: int = 0  # of that driver
+    fence: Fence | None = None  # None: there is no driver, and no rival
 
 
 BEGINNING = Progress(step=0, epoch=0, digest=0, sums={}, total={}, curve=[], bad=0, seconds=0.0)
@@ -77,7 +76,7 @@ class Worker:
         self.lanes = lanes_of(context.rank, context.world_size, job.config.data.lanes)
         self.decode = resolve_decode(job.config.data.decode, context.device.type == "cuda")
         self.memory = self._open_memory(job)
-        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=_owner(job))
+        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=_owner(job.fence))
         self.saver = BackgroundSaver(self.checkpoints, self.memory, self._say_everywhere)
         stack.callback(self.saver.close)
         restored = restore(self.checkpoints, self.memory, job.resume, context)
@@ -303,11 +302,9 @@ class Worker:
         self.context.send([{"kind": "say", "text": text}])
 
 
-def _owner(job: Job) -> Owner:
-    """Who writes the checkpoints; a run without a driver has no rival."""
-    if not job.number:
-        return Owner()
-    return Owner(job.number, job.attempt, Fence(job.config.folder(), job.number).check)
+def _owner(fence: Fence | None) -> Owner:
+    """Who writes the checkpoints."""
+    return Owner(fence.number, fence.attempt, fence.check) if fence else Owner()
 
 
 def bad_record(bad: BadSample, split: str) -> Record:

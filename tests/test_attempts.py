@@ -9,6 +9,7 @@ from orchestrator import attempts as module
 from orchestrator.attempts import Attempts, StopSignal
 from orchestrator.cluster.group import GroupDied, Size
 from orchestrator.config import RunConfig
+from orchestrator.state.lease import Fence
 from pipelines.errors import DataError, TrainingError
 
 FINISHED = {"status": "finished", "steps": 88}
@@ -39,7 +40,7 @@ class Stage:
             SimpleNamespace(position=lambda step: divmod(step, 44)),
             SimpleNamespace(find=lambda again: self._size()),
             SimpleNamespace(latest=lambda: None),
-            SimpleNamespace(confirm=lambda: None, check=lambda: None, number=7),
+            SimpleNamespace(check=lambda: None, begin=lambda attempt: Fence("place", 7, attempt)),
             SimpleNamespace(reached=0, hear=self._hear),
             SimpleNamespace(tags=lambda tags: None),
             self.said.append,
@@ -113,7 +114,7 @@ def test_a_group_that_finishes_is_the_only_one(monkeypatch):
     assert stage.run() == FINISHED
     assert stage.said == ["a: 2 workers, 1 CPU each, 8 lanes (100% of the workers' time used), from the start"]
     assert stage.watch.held == {"n0", "n1"}
-    assert (stage.jobs[0].number, stage.jobs[0].attempt, stage.jobs[0].run_id) == (7, 1, "run-id")
+    assert (stage.jobs[0].fence, stage.jobs[0].run_id) == (Fence("place", 7, 1), "run-id")
 
 
 def test_a_death_is_followed_by_a_group_of_what_is_left(monkeypatch):

@@ -134,7 +134,7 @@ def test_other_objects_are_no_leases(storage):
 def test_a_driver_that_lost_its_lease_stops_and_leaves_it_alone(storage):
     with hold(storage, []) as held:
         held.check()
-        held.fence.check()
+        held.begin(1).check()
         put(storage, 5)
         with pytest.raises(ClusterError, match="run 'a' was taken over by another driver; this one stops"):
             until_told(held.check)
@@ -166,6 +166,24 @@ def test_a_fence_travels_and_tells_of_a_higher_number(storage):
         match=r"the run in .*/run was taken over by another driver \(lease 11, ours is 3\); this one stops",
     ):
         fence.check()
+
+
+def test_workers_of_an_earlier_attempt_may_write_no_more(storage):
+    """They may live: on a node that was cut off, with storage in reach."""
+    with hold(storage, []) as held:
+        first = held.begin(1)
+        first.check()
+        second = held.begin(2)
+        second.check()
+        with pytest.raises(
+            ClusterError, match=r"the run in .* has a newer group of workers \(2, ours is 1\); this one stops"
+        ):
+            first.check()
+        held.confirm()
+        second.check()  # renewals keep it
+    assert storage.read("lease/000000001.json")
+    with hold(storage, []), pytest.raises(ClusterError, match="taken over by another driver"):
+        second.check()
 
 
 def test_a_folder_that_is_away_for_a_moment_is_no_reason_to_give_up(storage, tmp_path):

@@ -9,9 +9,8 @@ from orchestrator.context import LocalContext
 from orchestrator.state.checkpoints import Checkpoints
 from orchestrator.state.memory import Memory
 from orchestrator.state.packed import Progress, pack
-from orchestrator.state.restore import restore
+from orchestrator.state.restore import CheckpointGone, restore
 from orchestrator.state.storage import Storage
-from pipelines.errors import TrainingError
 from tests.ranks import on_ranks
 
 
@@ -83,8 +82,8 @@ def test_a_damaged_copy_in_memory_is_none(tmp_path):
     assert restored(0, 1, tmp_path, name) == (5, STORAGE, 5.0)
 
 
-def test_a_checkpoint_that_vanished_meanwhile_is_a_clear_error(tmp_path):
+def test_a_checkpoint_that_vanished_meanwhile_ends_the_group_and_not_the_run(tmp_path):
     name = filled(tmp_path, (5,))
     Storage(f"{tmp_path}/run").remove(f"{name}/progress.json")
-    with pytest.raises(TrainingError, match=r"checkpoint .*step-000000005.* cannot be read any more; submit again"):
+    with pytest.raises(CheckpointGone, match=r"checkpoint .*step-000000005.* cannot be read any more"):
         restored(0, 1, tmp_path, name)

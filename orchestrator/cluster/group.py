@@ -4,6 +4,7 @@
 rank 0 moves when a group is started anew, the actor does not.
 """
 
+import re
 import shutil
 import tempfile
 import threading
@@ -277,9 +278,13 @@ def _cause(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    if isinstance(error, RayActorError):
+    """In words of ours where the cause is known, else the last line of Ray's."""
+    text = str(error)
+    if "node was terminated" in text or "node has been marked dead" in text:
+        return "its node is lost"
+    if isinstance(error, RayActorError) or "worker process has died" in text:
         return "its process is gone (killed, out of memory, or its node is lost)"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("closed by peer" in line.lower() or "connection reset" in line.lower() for line in lines):
+    if re.search("closed by peer|connection reset|connection refused", text, re.IGNORECASE):
         return "lost its connection to another worker"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:200]

@@ -63,10 +63,17 @@ def session(cpus: int) -> Iterator[None]:
             f"RAY_ADDRESS: Ray at {where} does not answer: {str(error).splitlines()[0]}; check that the "
             f"cluster is up and that RAY_AUTH_TOKEN_PATH names its token"
         ) from error
+    _quiet()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet() -> None:
+    """No raylet's words among a run's own: dozens of lines of state for each node that is lost, which Ray prints in
+    every driver whatever log_to_driver says. They are in Ray's logs."""
+    ray._private.worker._worker_logs_enabled = False
 
 
 def _probe(address: str) -> None:

@@ -34,6 +34,7 @@ class Tenure:
     driver: Driver | None
     count: int = 0  # rises with each renewal
     released: bool = False
+    attempt: int = 0  # the driver's newest group of workers
 
     @property
     def over(self) -> bool:
@@ -54,7 +55,8 @@ class Tenure:
         """What an object says."""
         try:
             said = json.loads(data)
-            return cls(number, Driver(**said["driver"]), int(said["count"]), bool(said["released"]))
+            driver = Driver(**said["driver"])
+            return cls(number, driver, int(said["count"]), bool(said["released"]), int(said["attempt"]))
         except (ValueError, TypeError, KeyError):
             return cls(number, None)
 
@@ -64,17 +66,27 @@ class Tenure:
 
 @dataclass(frozen=True)
 class Fence:
-    """For a worker: whether the driver that started it still holds the run in `place`."""
+    """For a worker: whether the driver that started it still holds the run in `place`, and its group is the newest.
+
+    A group of one worker on a node that is cut off knows no better: it trains on, and its storage may be in reach.
+    """
 
     place: str
     number: int
+    attempt: int = 0
 
     def check(self) -> None:
-        """Lists one small folder. Raises ClusterError where another driver has taken the run."""
-        newest = max(_numbers(Storage(self.place)), default=0)
-        if newest > self.number:
+        """Lists one small folder and reads one small object. Raises ClusterError where a worker may write no more."""
+        storage = Storage(self.place)
+        newest = _newest(storage)
+        if newest is not None and newest.number > self.number:
             raise ClusterError(
-                f"the run in {self.place} was taken over by another driver (lease {newest}, ours is {self.number}); "
+                f"the run in {self.place} was taken over by another driver (lease {newest.number}, ours is "
+                f"{self.number}); this one stops"
+            )
+        if newest is not None and newest.attempt > self.attempt:
+            raise ClusterError(
+                f"the run in {self.place} has a newer group of workers ({newest.attempt}, ours is {self.attempt}); "
                 f"this one stops"
             )
 
@@ -104,15 +116,16 @@ class Lease:
         self._storage, self._mine, self._name = storage, mine, name
         # For renewals, no second tries: the next renewal is one. And none so late that others lost their patience.
         self._hasty = Storage(storage.place, wait_s=0.0, answer_s=ANSWER_S)
-        self._count, self._lock = 0, threading.Lock()
+        self._count, self._attempt, self._lock = 0, 0, threading.Lock()
         self._ended, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="skiplane-lease", daemon=True)
         self._thread.start()
 
-    @property
-    def fence(self) -> Fence:
-        """The same for workers."""
-        return Fence(self._storage.place, self.number)
+    def begin(self, attempt: int) -> Fence:
+        """Workers of earlier attempts may write no more, those with this fence may. Raises as `confirm` does."""
+        self._attempt = attempt
+        self.confirm()
+        return Fence(self._storage.place, self.number, attempt)
 
     @property
     def lost(self) -> bool:
@@ -160,7 +173,7 @@ class Lease:
     def _write(self, storage: Storage, released: bool = False) -> ClusterError | None:
         """Its own object; returns why it could not be written."""
         self._count += 1
-        said = Tenure(self.number, self._mine.driver, self._count, released)
+        said = Tenure(self.number, self._mine.driver, self._count, released, self._attempt)
         try:
             storage.write(said.name, said.to_bytes())
         except ClusterError as error:

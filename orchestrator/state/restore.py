@@ -13,9 +13,12 @@ from orchestrator.context import Context
 from orchestrator.state.checkpoints import Checkpoints, step_of
 from orchestrator.state.memory import Memory
 from orchestrator.state.packed import Checkpoint, Packed
-from pipelines.errors import TrainingError
 
 NONE = -1  # step of a node that holds nothing
+
+
+class CheckpointGone(RuntimeError):
+    """What the driver chose is not there any more, or not whole: another try chooses anew."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Restored:
 def restore(checkpoints: Checkpoints, memory: Memory | None, resume: str | None, context: Context) -> Restored | None:
     """Every rank calls it; None where the run begins. resume: the driver's choice among the checkpoints in storage.
 
-    Of two states that are equally new, storage's is taken. Raises TrainingError where that cannot be read.
+    Of two states that are equally new, storage's is taken. Raises CheckpointGone where that cannot be read.
     """
     own = memory.newest() if memory and context.rank == context.node_ranks[0] else None
     held = _gather(own.step if own else NONE, context)
@@ -48,7 +51,7 @@ def restore(checkpoints: Checkpoints, memory: Memory | None, resume: str | None,
 def _read(checkpoints: Checkpoints, name: str) -> Packed:
     packed = checkpoints.read(name)
     if packed is None:
-        raise TrainingError(f"checkpoint {name} cannot be read any more; submit again: the one before it is taken")
+        raise CheckpointGone(f"checkpoint {name} cannot be read any more")
     return packed
 
 
