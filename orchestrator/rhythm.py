@@ -43,7 +43,7 @@ class Rhythm:
     def __init__(
         self, steps: int, checkpoint_s: float, copy_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._steps = steps
+        self._steps, self.copies = steps, bool(copy_s)
         self._checkpoint, self._copy = Timer(checkpoint_s, clock), Timer(copy_s, clock)
 
     def ask(self, stop: bool) -> Ask:

@@ -80,6 +80,10 @@ class Tally:
         self._interval, self._fetched, self._wait_s, self._busy_s = EpochSums(), 0, 0.0, 0.0
         return record
 
+    def unclosed(self, steps_per_epoch: int) -> bool:
+        """Whether all steps of an epoch are done, and it was not evaluated and closed yet."""
+        return self.step % steps_per_epoch == 0 and self._sums.steps > 0
+
     def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
         """Ends the epoch's sums; returns the record for the curve."""
         record: dict[str, Any] = {

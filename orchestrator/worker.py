@@ -8,6 +8,7 @@ Nothing here knows Ray or MLflow: a worker sees a Context.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -100,6 +101,8 @@ class Worker:
     def run(self) -> dict[str, Any]:
         """The loop, and who hears of it."""
         steps, every = self.plan.steps_per_epoch, self.config.tracking.log_steps
+        if self.tally.unclosed(steps) and not self._end_epoch(Ask.NOTHING):
+            return self._summary("stopped")
         for done in self._steps():
             self.tally.add(done)
             self.feed.at(done.global_step)
@@ -108,8 +111,9 @@ class Worker:
             if ends_epoch or self.tally.step % every == 0:
                 self._report(done)
             if ends_epoch:
-                self._end_epoch(done.epoch)
-            if wanted:
+                if not self._end_epoch(wanted):
+                    return self._summary("stopped")
+            elif wanted:
                 self._keep(wanted)
             if Ask.STOP in wanted and self.tally.step < self.plan.steps:
                 return self._summary("stopped")
@@ -246,28 +250,50 @@ class Worker:
         if records := records + self.feed.news():
             self.context.send(records)
 
-    def _end_epoch(self, epoch: int) -> None:
-        every, last = self.config.train.eval_epochs, epoch + 1 == self.plan.epochs
-        sums = self._evaluate() if last or (epoch + 1) % every == 0 else None
+    def _end_epoch(self, wanted: Ask) -> bool:
+        """Evaluates, tells and saves; False where a stop came first. Then the epoch is saved as it is, and whoever
+        goes on evaluates: an evaluation may take longer than a stop has time."""
+        epoch = self.tally.step // self.plan.steps_per_epoch - 1
+        due = epoch + 1 == self.plan.epochs or (epoch + 1) % self.config.train.eval_epochs == 0
+        sums = None
+        if due:
+            if Ask.STOP not in wanted and self.rhythm.copies:
+                self._keep(Ask.COPY)  # if this group dies now, the next one has only to evaluate
+            sums = None if Ask.STOP in wanted else self._evaluate()
+            if sums is None:
+                self._keep(Ask.STOP | Ask.CHECKPOINT)
+                return False
         record = self.tally.close_epoch(epoch, sums)
         if self.context.rank == 0:
             self.context.send(
                 [{"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record, **self.tally.best()}]
             )
+        self._keep(wanted | Ask.CHECKPOINT)
+        return True
 
-    def _evaluate(self) -> EvalSums:
-        data, train = self.config.data, self.config.train
+    def _evaluate(self) -> EvalSums | None:
+        """None where some rank was asked to stop meanwhile."""
+        data, train, stopped = self.config.data, self.config.train, False
+
+        def goes_on(_: Batch) -> bool:
+            nonlocal stopped
+            stopped = stopped or self.context.stop_asked(self.tally.step)
+            return not stopped
+
         with self._eval_batches() as batches:
             sums = evaluate(
                 self.step.model,
-                batches,
+                takewhile(goes_on, batches),
                 mean=data.mean,
                 std=data.std,
                 precision=train.precision,
                 device=self.context.device,
                 channels_last=train.channels_last,
                 batch_size=data.eval_batch,
-            ).all_reduce()
+            )
+        if any(self._sum([int(stopped)])):
+            return None
+        sums = sums.all_reduce()
         if sums.count != self.plan.val_samples:
             raise DataError(f"evaluation counted {sums.count} of {self.plan.val_samples} validation images")
         return sums

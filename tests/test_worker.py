@@ -119,6 +119,44 @@ def test_weights_to_start_from(settings_for, tmp_path):
     assert second["curve"][0]["train_loss"] < 0.5 * first["curve"][0]["train_loss"]
 
 
+class InEvaluation:
+    """Asks for a stop at a look that comes within an evaluation: the steps are done, and the epoch is not told."""
+
+    def __init__(self, epoch):
+        self.epoch, self.told, self.looks = epoch, 0, 0
+
+    def hear(self, records):
+        self.told += sum(r["kind"] == "epoch" for r in records)
+        if any(r["kind"] == "progress" and r["step"] == r["steps_per_epoch"] for r in records):
+            self.looks = 0
+
+    def __call__(self):
+        self.looks += 1
+        return self.told == self.epoch and self.looks > 1 and self.evaluates
+
+    @property
+    def evaluates(self):
+        import traceback
+
+        return any(frame.name == "goes_on" for frame in traceback.extract_stack())
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_stop_within_an_evaluation_is_heard_and_whoever_goes_on_evaluates(settings_for, epoch):
+    """Of the last epoch, too: all steps are done, and the run is not finished."""
+    flags = (*SHORT, "--data.eval_batch", "32")
+    whole = run(settings_for("--name", "whole", *flags))
+    config, stop = settings_for("--name", "cut", *flags), InEvaluation(epoch)
+    first = run(config, hear=stop.hear, stop=stop)
+    assert (first["status"], first["steps"], len(first["curve"])) == ("stopped", 22 * (epoch + 1), epoch)
+    told = []
+    second = run(config, hear=told.extend)
+    assert [r["epoch"] for r in told if r["kind"] == "epoch"] == list(range(epoch + 1, 3))
+    assert second["status"] == "finished"
+    for key in ("weights_sha256", "data_digest", "curve", "train_loss_mean", "steps"):
+        assert second[key] == whole[key], key
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reduce", ["fast", "ordered"])
 def test_three_processes_recover_bit_for_bit_from_a_sigkill(settings_for, reduce):

@@ -101,7 +101,7 @@ class Mailbox:
 
 
 class RayContext:
-    """A worker's context under Ray Train. `poll_s`: how often rank 0 says where it is and asks whether to stop."""
+    """A worker's context under Ray Train. `poll_s`: how often it says where it is and asks whether to stop."""
 
     def __init__(self, actor: Any, attempt: int, poll_s: float = 0.2) -> None:
         place = ray.train.get_context()
@@ -118,9 +118,9 @@ class RayContext:
         self._reply, self._asked_at = self._actor.put.remote(self._attempt, records), time.monotonic()
 
     def stop_asked(self, step: int) -> bool:
-        """The last answer from the driver; asks anew every poll_s. Only rank 0 asks: a stop is summed over ranks."""
-        if self._stop or self.rank:
-            return self._stop
+        """The last answer from the driver; asks anew every poll_s."""
+        if self._stop:
+            return True
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
             self._stop, self._reply = ray.get(self._reply), None
         elif self._reply is None and time.monotonic() - self._asked_at > self._poll_s:
