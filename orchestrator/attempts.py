@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -77,51 +77,64 @@ class Attempts:
     _failures: int = 0  # in a row, without progress
     _begun: int = -1  # step that the newest group went on from
     _began: float | None = None  # when it did; None while it starts
+    _trained: int = 0  # workers of the newest group that got so far
 
     def run(self, size: Size) -> dict[str, Any]:
         """The first group's size -> rank 0's summary: the run is finished, or was asked to stop and has its checkpoint.
 
         Raises the SkiplaneError that ended it; TrainingError where groups die without progress.
         """
-        with ExitStack() as left, closing(Mailbox()) as mailbox:
-            while True:
-                try:
-                    summary = self._attempt(size, mailbox, left)
-                    if summary["status"] == "finished" or self.stop.asked():
-                        return summary
-                except GroupDied as died:
-                    self._after_death(died)
-                size = self.room.find(again=True)
+        groups: list[Group] = []
+        with closing(Mailbox()) as mailbox:
+            try:
+                while True:
+                    try:
+                        summary = self._attempt(size, mailbox, groups)
+                        if summary["status"] == "finished" or self.stop.asked():
+                            return summary
+                    except GroupDied as died:
+                        self._after_death(died)
+                    size = self.room.find(again=True)
+                    self._heed_stop()
+            finally:
+                _wait_for(groups)
 
-    def _attempt(self, size: Size, mailbox: Mailbox, left: ExitStack) -> dict[str, Any]:
-        """One group, from its start to its end, which is waited for before this process ends: Ray's session, ended
-        under the group's thread, would end this process too, without a word."""
+    def _attempt(self, size: Size, mailbox: Mailbox, groups: list[Group]) -> dict[str, Any]:
+        """One group, from its start to its end."""
         self.number += 1
         fence = self.held.begin(self.number)
         mailbox.begin(self.number)
         found = self.checkpoints.latest()
-        before, self.workers = self.workers, size.workers
-        self._announce(size, found.progress.step if found else 0)
-        job = Job(self.config, found.name if found else None, self.digest, self.run_id, fence)
+        resume, step = (found.name, found.progress.step) if found else (None, 0)
+        del found  # the size of a checkpoint
+        self.workers = size.workers
+        self._announce(size, step)
+        job = Job(self.config, resume, self.digest, self.run_id, fence)
         self._began = None
         group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.number}")
-        left.callback(group.wait, END_S)
+        groups.append(group)
         with closing(Watch(self.room, size.workers)) as watch:
-            return _Watched(self, group, mailbox, watch, before).outcome()
+            return _Watched(self, group, mailbox, watch).outcome()
 
     # -- what the group says -------------------------------------------------------------------------------------
 
-    def restored(self, step: int, source: str, before: int) -> None:
+    @property
+    def starts(self) -> bool:
+        """Whether the newest group has nothing yet that could be lost."""
+        return self._began is None
+
+    def restored(self, step: int, source: str) -> None:
         """The position is the data's whole state, so no sample is lost; what is repeated is said."""
         epoch, at = self.plan.position(step)
         where, repeated = f"epoch {epoch + 1} step {at}", max(self.ear.reached - step, 0)
         if step > self._begun:
             self._failures = 0
         self._begun, self._began = step, time.monotonic()
+        self.ear.reached = step
+        before, self._trained = self._trained, self.workers
         if not before:
             if source == "from memory":
                 self.say(f"going on at {where}, {source}: newer than the checkpoint in storage")
-            self.ear.reached = step
             return
         self.resizes, self.repeated = self.resizes + (before != self.workers), self.repeated + repeated
         what = "resumed" if before == self.workers else f"resize {before} -> {self.workers}"
@@ -151,7 +164,15 @@ class Attempts:
         pause = min(2.0 ** (self._failures - 1), LONGEST_PAUSE_S) - 1.0
         self.say(f"restart {self.restarts}: {died}" + (f"; trying again in {pause:.0f} s" if pause else ""))
         self.tracker.tags({"skiplane.restarts": str(self.restarts)})
-        time.sleep(pause)
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            self._heed_stop()
+            time.sleep(POLL_S)
+
+    def _heed_stop(self) -> None:
+        """Between groups there is nothing to save."""
+        if self.stop.asked():
+            raise KeyboardInterrupt
 
     def _announce(self, size: Size, step: int) -> None:
         epoch, at = self.plan.position(step)
@@ -165,12 +186,18 @@ class Attempts:
         self.tracker.tags({"skiplane.world_size": str(size.workers), "ray.job_id": job_id()})
 
 
-class _Watched:
-    """A group that trains, and what is known of it. before: workers of the group before it."""
+def _wait_for(groups: list[Group]) -> None:
+    """Ray's session, ended under a group's thread, would end this process too, without a word."""
+    until = time.monotonic() + END_S
+    for group in groups:
+        group.wait(max(0.0, until - time.monotonic()))
 
-    def __init__(self, attempts: Attempts, group: Group, mailbox: Mailbox, watch: Watch, before: int) -> None:
+
+class _Watched:
+    """A group that trains, and what is known of it."""
+
+    def __init__(self, attempts: Attempts, group: Group, mailbox: Mailbox, watch: Watch) -> None:
         self._attempts, self._group, self._mailbox, self._watch = attempts, group, mailbox, watch
-        self._before = before
         self._actors: dict[int, Any] = {}  # rank -> what it can be ended by
         self._lost: dict[int, str] = {}  # rank -> why it cannot go on
         self._lost_at = 0.0
@@ -183,11 +210,11 @@ class _Watched:
                 self._attempts.held.check()
                 self._hear()
                 self._check_lost()
+                if self._asked_at == -math.inf and self._ask_to_end():
+                    self._asked_at = time.monotonic()
             except (SkiplaneError, GroupDied):
                 self._end()
                 raise
-            if self._asked_at == -math.inf and self._ask_to_end():
-                self._asked_at = time.monotonic()
         self._hear()
         return self._group.outcome() or {}
 
@@ -199,7 +226,7 @@ class _Watched:
                     self._actors[record["rank"]] = record["actor"]
                     self._watch.held = {*self._watch.held, record["node"]}
                 case "restored":
-                    self._attempts.restored(record["global_step"], record["source"], self._before)
+                    self._attempts.restored(record["global_step"], record["source"])
                 case "lost":
                     self._lost_at = self._lost_at or time.monotonic()
                     self._lost[record["rank"]] = record["cause"]
@@ -213,21 +240,24 @@ class _Watched:
 
         A group that was asked to end has time for it: a node that was told to go goes when its worker has ended.
         """
-        if self._watch.lost and time.monotonic() - self._asked_at > END_S:
-            raise GroupDied(f"node {', '.join(self._watch.lost)} is lost or does not answer")
+        ending = time.monotonic() - self._asked_at < END_S
+        if lost := [node for node in self._watch.lost if not (ending and node in self._watch.leaving)]:
+            raise GroupDied(f"node {', '.join(lost)} is lost or does not answer")
         if self._lost and time.monotonic() - self._lost_at > GRACE_S:
             raise GroupDied("; ".join(f"rank {rank}: {cause}" for rank, cause in sorted(self._lost.items())))
 
     def _end(self) -> None:
         """Workers that can save their state may, others are ended."""
         self._mailbox.ask_stop()
-        if not (self._lost or self._watch.lost):
+        if not (self._lost or self._watch.lost or self._attempts.starts):
             self._group.wait(END_S)
         self._group.kill(self._actors.values())
 
     def _ask_to_end(self) -> bool:
         """Whether there is a reason for it."""
         stop, watch = self._attempts.stop, self._watch
+        if stop.signum is not None and self._attempts.starts:
+            raise GroupDied("stopped while it started")
         if stop.signum is not None:
             why = f"{signal.Signals(stop.signum).name}: saving a checkpoint, then stopping"
             self._attempts.tracker.tags({"skiplane.state": "stopping"})

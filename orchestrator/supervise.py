@@ -3,6 +3,7 @@
 Order of checks: settings (already), plan, data, tracking, cluster. Nothing is written before all of them hold.
 """
 
+import math
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from orchestrator.state.records import (
 )
 from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
+from orchestrator.tally import Tally
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
 from orchestrator.training.models.weights import read_weights
 from pipelines.dataset import Dataset, open_dataset, verify
@@ -106,12 +108,30 @@ class _Life:
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
-                self.room = Room(self.config, self.dataset, self.storage, self.say, self.stop.asked)
-                size = self.room.find()
+                record = admit(self.storage, self.config, self.dataset.digest)  # again: it may have begun meanwhile
+                self._check_horizon()
+                size = self._find_room()
                 self.register = self._open_register()
                 self.run_id = record.id if record and record.id else uuid.uuid4().hex
                 self.tracker = self._open_tracker(record.mlflow_run_id if record else None, parent, tags)
                 return self._tracked(size)
+
+    def _check_horizon(self) -> None:
+        """Raises ConfigError where the run has gone beyond train.epochs."""
+        epochs, done = self.config.train.epochs, self._resume_step() / self.plan.steps_per_epoch
+        if done > epochs:
+            raise ConfigError(
+                f"train.epochs is {epochs}, and the run has done {done:.1f}; ask for {math.ceil(done)} or more, or use "
+                f"another --name"
+            )
+
+    def _find_room(self) -> Size:
+        """Raises Stopped where that was asked meanwhile: nothing is written yet."""
+        self.room = Room(self.config, self.dataset, self.storage, self.say, self.stop.asked)
+        try:
+            return self.room.find()
+        except KeyboardInterrupt:
+            raise Stopped(self.stop.signum or signal.SIGINT) from None
 
     def _tracked(self, size: Size) -> Result:
         """Attempts, result, and the end of the MLflow run; neither is touched once another driver has the run."""
@@ -223,10 +243,10 @@ class _Life:
 
     def _ended(self, status: str, reason: str) -> Result:
         """A result for a run that did not end by itself; what the last checkpoint holds is kept."""
-        step = self._resume_step()
-        result = self._compose(
-            {"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason}
-        )
+        found, step = self.checkpoints.latest(), self._resume_step()
+        known = Tally(found.progress).summary() if found else {}
+        about = {"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason}
+        result = self._compose(known | about)
         self.held.confirm()
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": status, "skiplane.reason": reason[:500]})

@@ -5,6 +5,7 @@
 Nothing here knows Ray or MLflow: a worker sees a Context.
 """
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -78,7 +79,7 @@ class Worker:
         self.decode = resolve_decode(job.config.data.decode, context.device.type == "cuda")
         self.memory = self._open_memory(job)
         self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=_owner(job.fence))
-        self.saver = BackgroundSaver(self.checkpoints, self.memory, self._say_everywhere)
+        self.saver = BackgroundSaver(self.checkpoints, self.memory, self._say_where)
         stack.callback(self.saver.close)
         restored = restore(self.checkpoints, self.memory, job.resume, context)
         progress = restored.checkpoint.progress if restored else BEGINNING
@@ -217,7 +218,7 @@ class Worker:
         """Of one rank a node; the others have the same state."""
         if not (job.run_id and job.config.train.memory_seconds) or self.context.rank != self.context.node_ranks[0]:
             return None
-        memory = Memory(job.run_id)
+        memory = Memory(job.run_id, owner=(job.fence.number, job.fence.attempt) if job.fence else (0, 0))
         memory.sweep()
         return memory
 
@@ -300,8 +301,9 @@ class Worker:
 
     def _summary(self, status: str) -> dict[str, Any]:
         self.saver.wait()
+        self._sum([0])  # rank 0 comes to it when storage has the state, and only then the copies are no longer needed
         if self.memory:
-            self.memory.clear()  # what storage has is as new
+            self.memory.clear()
         if news := self.feed.news():
             self.context.send(news)
         return {
@@ -322,10 +324,11 @@ class Worker:
 
     def _say(self, text: str) -> None:
         if self.context.rank == 0:
-            self._say_everywhere(text)
+            self.context.send([{"kind": "say", "text": text}])
 
-    def _say_everywhere(self, text: str) -> None:
-        self.context.send([{"kind": "say", "text": text}])
+    def _say_where(self, text: str) -> None:
+        """From any rank."""
+        self.context.send([{"kind": "say", "text": f"{socket.gethostname()}: {text}"}])
 
 
 def _owner(fence: Fence | None) -> Owner:

@@ -128,10 +128,10 @@ def test_a_death_is_followed_by_a_group_of_what_is_left(monkeypatch):
         "restart 1: rank 2: its process is gone",
         "resize 3 -> 2 at epoch 1 step 40: 0 samples lost, 12 steps repeated, from memory",
         "restart 2: rank 2: its process is gone",
-        "resumed at epoch 1 step 40: 0 samples lost, 12 steps repeated, from the checkpoint in storage",
+        "resumed at epoch 1 step 40: 0 samples lost, 0 steps repeated, from the checkpoint in storage",
     ]
     counts = stage.attempts.restarts, stage.attempts.resizes, stage.attempts.repeated
-    assert counts == (2, 1, 24)
+    assert counts == (2, 1, 12)
 
 
 def test_a_submission_that_goes_on_says_only_what_memory_had(monkeypatch):
@@ -180,8 +180,8 @@ def test_more_room_ends_a_group_after_a_checkpoint(monkeypatch):
 def test_a_group_grows_only_where_its_fullest_worker_gets_fewer_lanes(monkeypatch, lanes, now, possible, expected):
     stage = Stage(monkeypatch, **{"data.lanes": lanes, "cluster.grow_seconds": 10})
     attempts = stage.attempts
-    attempts.workers, attempts.ear.reached = now, 5
-    attempts.restored(3, "", 0)
+    attempts.workers = now
+    attempts.restored(3, "")
     attempts.ear.reached = 5
     assert not attempts.grows(possible)  # it has just begun
     stage.now = 11
@@ -213,13 +213,41 @@ def test_a_stop_ends_all_with_what_was_saved(monkeypatch):
 def test_a_death_after_a_stop_ends_all(monkeypatch):
     stage = Stage(monkeypatch)
     stop = lambda: stage.stop(signal.SIGTERM, None)  # noqa: E731
-    stage.scripts = [Script(stop, [], end=GroupDied("gone"))]
+    stage.scripts = [Script([restored(0, "")], stop, [], end=GroupDied("gone"))]
     with pytest.raises(KeyboardInterrupt):
         stage.run()
 
 
+def test_a_group_that_starts_is_not_waited_for_when_all_is_to_stop(monkeypatch):
+    stage = Stage(monkeypatch)
+    starting = Script([worker(0)], lambda: stage.stop(signal.SIGTERM, None), *[[]] * 99, end=None)
+    stage.scripts = [starting]
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert starting.killed == ["actor 0"]
+    assert len(starting.looks) > 90
+
+
+def test_a_stop_between_groups_is_heard(monkeypatch):
+    stage = Stage(monkeypatch)
+    stage.scripts = [Script([restored(0, "")], end=GroupDied("gone")) for _ in range(3)]
+    sleep = stage._sleep
+
+    def sleep_and_stop(seconds):
+        sleep(seconds)
+        if stage.attempts.restarts == 2:
+            stage.stop(signal.SIGTERM, None)
+
+    monkeypatch.setattr(module.time, "sleep", sleep_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert len(stage.jobs) == 2
+
+
 def test_an_error_of_a_worker_ends_all_once_the_group_had_time_to_end(monkeypatch):
-    script = Script([worker(0)], [{"kind": "error", "type": "DataError", "message": "bad", "rank": 0}], end=None)
+    script = Script(
+        [worker(0), restored(0, "")], [{"kind": "error", "type": "DataError", "message": "bad", "rank": 0}], end=None
+    )
     stage = Stage(monkeypatch, script)
     with pytest.raises(DataError, match=r"^bad$"):
         stage.run()

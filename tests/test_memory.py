@@ -34,8 +34,9 @@ def test_the_newest_is_kept_and_nothing_else(tmp_path):
     for step in (5, 10, 7):  # a group may go on from an older state: what was put last counts
         assert memory.put(packed(step))
         assert memory.reason == ""
-    found = Memory("a", tmp_path).newest()
-    assert (found.step, inside(memory.folder)) == (7, ["step-000000007"])
+    (*_, step), found = Memory("a", tmp_path).newest()
+    assert step == 7
+    assert (found.step, inside(memory.folder)) == (7, ["step-000000007-0000.000"])
     assert found.files == packed(7).files
     assert Memory("b", tmp_path).newest() is None
     memory.clear()
@@ -51,7 +52,7 @@ def test_folder_and_file_are_for_us_alone(tmp_path):
         os.umask(before)
     assert memory.folder.name == f"skiplane-{os.geteuid()}-a"
     assert stat.S_IMODE(memory.folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((memory.folder / "step-000000001").stat().st_mode) == 0o600
+    assert stat.S_IMODE((memory.folder / "step-000000001-0000.000").stat().st_mode) == 0o600
 
 
 def open_to_others(folder):
@@ -82,7 +83,7 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(tmp_path, make):
     memory, theirs = Memory("a", tmp_path), Memory("theirs", tmp_path)
     make(memory.folder)
     assert theirs.put(packed(1))
-    state = theirs.folder / "step-000000001"
+    state = theirs.folder / "step-000000001-0000.000"
     if memory.folder.is_dir():
         shutil.copy(state, memory.folder)
     before = sorted(tmp_path.rglob("*"))
@@ -125,7 +126,7 @@ def other(data):
 def test_what_is_damaged_is_not_there(tmp_path, damage):
     memory = Memory("a", tmp_path)
     memory.put(packed(1))
-    file = memory.folder / "step-000000001"
+    file = memory.folder / "step-000000001-0000.000"
     file.write_bytes(damage(file.read_bytes()))
     assert memory.newest() is None
     with pytest.raises(ValueError, match="no packed checkpoint: "):
@@ -152,7 +153,7 @@ def test_too_little_room_is_a_sentence(small_disk):
         f"train.memory_seconds: {small_disk} has 25.2 MB free, a copy takes 16.0 MB and wants twice that, so none is "
         f"kept; make it larger (docker run --shm-size 1g), or set train.memory_seconds 0"
     )
-    assert (memory.newest().step, inside(memory.folder)) == (1, ["step-000000001"])
+    assert (memory.newest()[1].step, inside(memory.folder)) == (1, ["step-000000001-0000.000"])
 
 
 def test_room_that_goes_while_it_is_written_is_an_error_and_no_signal(small_disk, monkeypatch):
@@ -161,7 +162,7 @@ def test_room_that_goes_while_it_is_written_is_an_error_and_no_signal(small_disk
     monkeypatch.setattr(Memory, "_no_room", lambda *_: "")  # it was there when it was looked at
     assert not memory.put(packed(2, 8_000_000))
     assert memory.reason.endswith(f"is kept in {memory.folder}: no space left on device")
-    assert (memory.newest().step, inside(memory.folder)) == (1, ["step-000000001"])
+    assert (memory.newest()[1].step, inside(memory.folder)) == (1, ["step-000000001-0000.000"])
 
 
 def test_no_memory_file_system_is_a_sentence(tmp_path):
@@ -213,12 +214,24 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_state(tmp_path, monkeypatc
             assert writer.stdout.readline() == b"begins\n"
             threading.Event().wait(random.uniform(0, 0.05))
             writer.kill()
-        found = memory.newest()
+        _, found = memory.newest()
         assert found.step in (1, 2)
         assert torch.equal(found.unpack("x").tensors["model"]["w"], torch.full((2_000_000,), float(found.step)))
     monkeypatch.setattr(memories, "LEFT_S", -1.0)  # nobody writes these halves any more
     assert memory.put(packed(3))
-    assert inside(memory.folder) == ["step-000000003"]
+    assert inside(memory.folder) == ["step-000000003-0000.000"]
+
+
+def test_a_later_owners_state_is_newer_whatever_its_step(tmp_path):
+    """Two files at once: the first writer was killed before it removed the older one."""
+    first = Memory("a", tmp_path, (1, 2))
+    assert first.put(packed(300))
+    kept = first.folder / "step-000000300-0001.002"
+    copy = kept.read_bytes()
+    assert Memory("a", tmp_path, (1, 3)).put(packed(160))
+    kept.write_bytes(copy)
+    age, found = first.newest()
+    assert (age, found.step) == ((1, 3, 160), 160)
 
 
 def test_what_another_node_of_this_machine_is_writing_is_left_alone(tmp_path):
@@ -227,4 +240,4 @@ def test_what_another_node_of_this_machine_is_writing_is_left_alone(tmp_path):
     half = memory.folder / "step-000000002.77.part"
     half.write_bytes(b"half")
     assert memory.put(packed(2))
-    assert inside(memory.folder) == ["step-000000002", half.name]
+    assert inside(memory.folder) == ["step-000000002-0000.000", half.name]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator.context import LocalContext
-from orchestrator.state.checkpoints import Checkpoints
+from orchestrator.state.checkpoints import Checkpoints, Owner
 from orchestrator.state.memory import Memory
 from orchestrator.state.packed import Progress, pack
 from orchestrator.state.restore import CheckpointGone, restore
@@ -19,14 +19,14 @@ def state(step):
     return pack({"model": {"w": torch.full((1000,), float(step))}, "momentum": {}}, progress)
 
 
-def filled(folder, stored=(), held=()):
+def filled(folder, stored=(), held=(), owner=(0, 0)):
     """Saves these steps into storage, and into the memory of each rank (0 = nothing); the newest stored one's name."""
     checkpoints = Checkpoints(Storage(f"{folder}/run"), keep=9, warn=lambda _: None)
     names = [checkpoints.save(state(step)) for step in stored]
     for rank, step in enumerate(held):
         (Path(folder) / f"shm{rank}").mkdir()
         if step:
-            assert Memory("key", Path(folder) / f"shm{rank}").put(state(step))
+            assert Memory("key", Path(folder) / f"shm{rank}", owner).put(state(step))
     return names[-1] if names else None
 
 
@@ -80,6 +80,16 @@ def test_a_damaged_copy_in_memory_is_none(tmp_path):
     data[-100] ^= 1
     file.write_bytes(data)
     assert restored(0, 1, tmp_path, name) == (5, STORAGE, 5.0)
+
+
+def test_a_copy_of_a_group_that_was_given_up_is_older_whatever_its_step(tmp_path):
+    """It trained on alone, on a node that was cut off, while the next group saved step 5."""
+    checkpoints = Checkpoints(Storage(f"{tmp_path}/run"), keep=9, owner=Owner(1, 3))
+    name = checkpoints.save(state(5))
+    filled(tmp_path, held=(7,), owner=(1, 2))
+    assert restored(0, 1, tmp_path, name) == (5, STORAGE, 5.0)
+    assert Memory("key", tmp_path / "shm0", (1, 3)).put(state(6))
+    assert restored(0, 1, tmp_path, name) == (6, MEMORY, 6.0)
 
 
 def test_a_checkpoint_that_vanished_meanwhile_ends_the_group_and_not_the_run(tmp_path):

@@ -13,23 +13,23 @@ from pipelines.errors import ClusterError
 
 
 class Cluster:
-    """A stand-in for what Ray knows. free: CPUs that nobody uses; None = all of them."""
+    """A stand-in for what Ray knows. used: CPUs that others use, by node."""
 
     def __init__(self, monkeypatch, cpus):
         self.nodes = {f"n{i}": Node(f"n{i}", f"10.0.0.{i}", float(count), 0.0, 1) for i, count in enumerate(cpus)}
         self.silent, self.leaving, self.faulty, self.asked = set(), set(), set(), []
-        self.free, self.now, self.later = None, 0.0, []
+        self.used, self.now, self.later = {}, 0.0, []
         for name, value in {
             "nodes": lambda: list(self.nodes.values()),
             "reachable": lambda found: [node for node in found if node.id not in self.silent],
             "draining": lambda: set(self.leaving),
-            "free": lambda: {"CPU": self.free if self.free is not None else sum(n.cpus for n in self.nodes.values())},
+            "free": lambda: {id: {"CPU": n.cpus - self.used.get(id, 0)} for id, n in self.nodes.items()},
         }.items():
             monkeypatch.setattr(rooms.session, name, value)
         monkeypatch.setattr(rooms, "preflight", self._preflight)
         monkeypatch.setattr(rooms, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
 
-    def _preflight(self, nodes, *_):
+    def _preflight(self, nodes, *_, space):
         self.asked += [node.id for node in nodes]
         if bad := [node.address for node in nodes if node.id in self.faulty]:
             raise ClusterError(f"cluster.storage cannot be used on {bad[0]}")
@@ -48,8 +48,9 @@ def cluster(monkeypatch):
     return Cluster(monkeypatch, (2, 2, 2))
 
 
-def room_for(workers, said, stopped=bool):
-    config = RunConfig().replace({"cluster.workers": workers, "cluster.wait_seconds": 60})
+def room_for(workers, said, stopped=bool, cpus=1):
+    settings = {"cluster.workers": workers, "cluster.wait_seconds": 60, "cluster.cpus_per_worker": cpus}
+    config = RunConfig().replace(settings)
     return Room(config, SimpleNamespace(streamed=False), None, said.append, stopped)
 
 
@@ -103,19 +104,28 @@ def test_nodes_that_do_not_come_are_an_error(cluster):
 
 
 def test_busy_cpus_are_waited_for_and_a_range_takes_what_is_free(cluster):
-    cluster.free = 3
-    cluster.later = [(20, lambda: setattr(cluster, "free", None))]
+    cluster.used = {"n0": 2, "n1": 1}
+    cluster.later = [(20, lambda: cluster.used.clear())]
     assert room_for("6", said := []).find().workers == 6
     assert said == ["waiting for 6 CPUs: 3 CPUs are free and the rest is in use"]
-    cluster.free, began = 3, cluster.now
+    cluster.used, began = {"n0": 2, "n1": 1}, cluster.now
     assert room_for("2..6", []).find().workers == 3
     assert rooms.SETTLE_S < cluster.now - began < rooms.SETTLE_S + 1
     with pytest.raises(ClusterError, match="the run needs 6 CPUs; 3 CPUs are free and the rest is in use, after"):
         room_for("4..6", []).find()
 
 
+def test_what_is_free_in_pieces_or_where_no_worker_may_go_is_no_room(cluster):
+    room = room_for("1..6", [], cpus=2)
+    cluster.used = {"n1": 1}
+    assert room.find().workers == 2
+    cluster.faulty, cluster.used = {"n3"}, {"n0": 1}
+    cluster.nodes["n3"] = Node("n3", "10.0.0.3", 8.0, 0.0, 1)
+    assert room.find(again=True).workers == 2
+
+
 def test_whoever_is_asked_to_stop_does_not_wait(cluster):
-    cluster.free = 0
+    cluster.used = {"n0": 2, "n1": 2, "n2": 2}
     with pytest.raises(KeyboardInterrupt):
         room_for("2", [], stopped=lambda: True).find()
 
@@ -126,12 +136,12 @@ def test_whoever_is_asked_to_stop_does_not_wait(cluster):
 @pytest.fixture
 def watch(cluster, monkeypatch):
     """A watch over two workers on n0 and n1; `_look` is its tick, and its own thread never makes one."""
-    monkeypatch.setattr(Watch, "_run", lambda self: None)
+    monkeypatch.setattr(Watch, "_run", lambda self, look: None)
     cluster.nodes.pop("n2")
     room = room_for("1..6", [])
     room.find()
     watch = Watch(room, 4)
-    watch.held, cluster.free = {"n0", "n1"}, 0
+    watch.held, cluster.used = {"n0", "n1"}, {"n0": 2, "n1": 2}
     yield watch
     watch.close()
 
@@ -139,6 +149,7 @@ def watch(cluster, monkeypatch):
 def looks(watch, times):
     for _ in range(times):
         watch._look()
+        watch._look_for_more()
     return watch.lost, watch.leaving, watch.possible
 
 
@@ -168,14 +179,14 @@ def test_a_node_that_was_told_to_go_matters_where_it_has_workers(watch, cluster)
 def test_more_room_counts_when_it_lasts_is_free_and_can_take_part(watch, cluster, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("orchestrator.cluster.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
-    cluster.nodes["n2"] = Node("n2", "10.0.0.2", 2.0, 0.0, 1)
+    cluster.nodes["n2"], cluster.used["n2"] = Node("n2", "10.0.0.2", 2.0, 0.0, 1), 2
     assert looks(watch, 3)[2] == 4  # its CPUs are another run's
-    cluster.free = 1
+    cluster.used["n2"] = 1
     assert looks(watch, 1)[2] == 4
     now[0] = 10
     assert looks(watch, 1)[2] == 5
     assert cluster.asked == ["n0", "n1", "n2"]  # before the group is ended for it
-    cluster.free = 0
+    cluster.used["n2"] = 2
     assert looks(watch, 1)[2] == 4
 
 
@@ -183,6 +194,8 @@ def test_a_new_node_that_cannot_take_part_is_no_room(watch, cluster, monkeypatch
     now = iter(range(0, 1000, 10))
     monkeypatch.setattr("orchestrator.cluster.watch.time", SimpleNamespace(monotonic=lambda: float(next(now))))
     cluster.nodes["n2"] = Node("n2", "10.0.0.2", 2.0, 0.0, 1)
-    cluster.free, cluster.faulty = 2, {"n2"}
+    cluster.faulty = {"n2"}
     assert looks(watch, 5)[2] == 4
     assert cluster.asked.count("n2") == 1
+    cluster.now, cluster.faulty = cluster.now + rooms.REFUSED_S + 1, set()  # what was wrong has passed
+    assert looks(watch, 1)[2] == 6

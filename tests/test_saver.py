@@ -111,10 +111,10 @@ def test_copies_go_to_memory_alone_and_saves_go_there_too(held, tmp_path):
     saver = BackgroundSaver(Checkpoints(held, keep=9), memory)
     saver.copy(tensors(1), progress(1))
     saver.wait()
-    assert memory.newest().step == 1
+    assert memory.newest()[1].step == 1
     saver.save(tensors(2), progress(2), lambda _: None)
     assert held.begun.acquire(timeout=60)
-    assert memory.newest().step == 2  # before storage has it
+    assert memory.newest()[1].step == 2  # before storage has it
     saver.copy(tensors(3), progress(3))
     saver.copy(tensors(4), progress(4))  # in place of the one that waits
     saver.save(tensors(5), progress(5), lambda _: None)  # so is this
@@ -122,7 +122,7 @@ def test_copies_go_to_memory_alone_and_saves_go_there_too(held, tmp_path):
     for _ in range(2):
         held.let_go.release()
     saver.close()
-    assert memory.newest().step == 5
+    assert memory.newest()[1].step == 5
     assert values(held) == {2: [2.0], 5: [5.0]}
 
 

@@ -39,8 +39,10 @@ class Answer:
         return max(clock - self.had, 0.0) + min(clock - self.asked, 0.0)
 
 
-def preflight(nodes: Sequence[Node], config: RunConfig, dataset: Dataset, storage: Storage) -> list[Report]:
-    """Asks every node that may get workers; their answers.
+def preflight(
+    nodes: Sequence[Node], config: RunConfig, dataset: Dataset, storage: Storage, space: bool = True
+) -> list[Report]:
+    """Asks every node that may get workers; their answers. space: also whether the storage has room for checkpoints.
 
     Raises ClusterError with the names of the nodes that cannot take part, and why, or where the storage has no space
     for checkpoints; ConfigError for the cache.
@@ -54,7 +56,8 @@ def preflight(nodes: Sequence[Node], config: RunConfig, dataset: Dataset, storag
     finally:
         storage.remove(probe)
     judge(Software.here(), answers)
-    check_space(storage, cost.parameters(config.model.arch(len(dataset.classes))), config.train.keep)
+    if space:
+        check_space(storage, cost.parameters(config.model.arch(len(dataset.classes))), config.train.keep)
     return [answer.report for answer in answers]
 
 

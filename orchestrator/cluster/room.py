@@ -1,7 +1,9 @@
 """Room for a group: how many workers, on which nodes, as the cluster is now. Never a silent wait."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from orchestrator.cluster import session
 from orchestrator.cluster.group import Size
@@ -13,6 +15,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import ClusterError, SkiplaneError
 
 LOOK_S = 0.3
+REFUSED_S = 60.0  # until a node that could not take part is asked again: what was wrong may have passed
 SETTLE_S = 5.0  # that fewer workers than fit wait for busy CPUs: those of a group that just ended are free by then
 Say = Callable[[str], None]
 
@@ -29,7 +32,7 @@ class Room:
         self._config, self._dataset, self._storage = config, dataset, storage
         self._say, self._stopped = say, stopped
         self._interfaces: dict[str, str | None] = {}  # node id -> network interface, of the nodes that were asked
-        self._refused: set[str] = set()  # ids of those that cannot take part
+        self._refused: dict[str, tuple[float, str]] = {}  # node id -> when it could not take part, and why
         self._gpus = 0  # of a worker
 
     def find(self, again: bool = False) -> Size:
@@ -48,13 +51,12 @@ class Room:
             waited = time.monotonic() - began
             if workers := self._workers(usable, waited):
                 return self._size(workers, usable)
-            told = self._wait(waited, self.fits(usable), told)
+            told = self._wait(waited, usable, told)
 
     def usable(self) -> list[Node]:
         """Nodes with room that live, answer, were not told to go, and were not refused."""
         leaving = session.draining()
-        found = [n for n in session.nodes() if self.holds(n) and n.id not in leaving and n.id not in self._refused]
-        return session.reachable(found)
+        return session.reachable([node for node in session.nodes() if self.holds(node) and node.id not in leaving])
 
     def holds(self, node: Node) -> int:
         """Workers that a node has room for, were it idle."""
@@ -62,35 +64,51 @@ class Room:
 
     def fits(self, found: Sequence[Node]) -> int:
         """The same of all; no more than cluster.workers allows."""
-        admitted = [node for node in found if node.id not in self._refused]
-        return min(sum(self.holds(node) for node in admitted), self._config.cluster.span[1])
+        return min(sum(self.holds(node) for node in self._good(found)), self._config.cluster.span[1])
 
-    def free(self) -> int:
-        """How many workers would go on CPUs and GPUs that nobody uses now."""
-        free = session.free()
-        by_cpu = int(free.get("CPU", 0) // self._config.cluster.cpus_per_worker)
-        return min(by_cpu, int(free.get("GPU", 0) // self._gpus)) if self._gpus else by_cpu
+    def free(self, found: Sequence[Node]) -> int:
+        """How many workers would go on CPUs and GPUs of these that nobody uses now."""
+        now = session.free()
+        left = [
+            replace(node, cpus=now[node.id].get("CPU", 0.0), gpus=now[node.id].get("GPU", 0.0))
+            for node in self._good(found)
+            if node.id in now
+        ]
+        return sum(self.holds(node) for node in left)
 
     def admit(self, found: Sequence[Node], strict: bool = False) -> None:
         """Asks nodes that were not asked yet. One that cannot take part is an error (strict), or refused and said."""
-        new = [node for node in found if node.id not in self._interfaces and node.id not in self._refused]
-        if strict:
-            return self._ask(new)
-        for node in new:
-            try:
-                self._ask([node])
-            except SkiplaneError as error:
-                self._refused.add(node.id)
-                self._say(f"node {node.address} gets no workers: {error}")
+        new = [n for n in self._good(found) if n.id not in self._interfaces]
+        try:
+            self._ask(new, strict)
+        except SkiplaneError as error:
+            if strict:
+                raise
+            if len(new) > 1:  # one by one: which is it?
+                for node in new:
+                    self.admit([node])
+            else:
+                self._refuse(new[0], str(error))
 
-    def _ask(self, new: Sequence[Node]) -> None:
+    def _good(self, found: Sequence[Node]) -> list[Node]:
+        """Without those that were refused a moment ago."""
+        since = time.monotonic() - REFUSED_S
+        return [node for node in found if self._refused.get(node.id, (-math.inf, ""))[0] < since]
+
+    def _refuse(self, node: Node, why: str) -> None:
+        if self._refused.get(node.id, (0.0, ""))[1] != why:
+            self._say(f"node {node.address} gets no workers: {why}")
+        self._refused[node.id] = (time.monotonic(), why)
+
+    def _ask(self, new: Sequence[Node], first: bool) -> None:
         if new:
-            reports = {r.address: r for r in preflight(list(new), self._config, self._dataset, self._storage)}
+            answers = preflight(list(new), self._config, self._dataset, self._storage, space=first)
+            reports = {report.address: report for report in answers}
             self._interfaces |= {node.id: reports[node.address].interface for node in new}
 
     def _workers(self, usable: Sequence[Node], waited: float) -> int:
         """As many as fit and are free; after SETTLE_S fewer will do. 0: not yet."""
-        least, fits, free = self._config.cluster.span[0], self.fits(usable), self.free()
+        least, fits, free = self._config.cluster.span[0], self.fits(usable), self.free(usable)
         if fits >= least and free >= fits:
             return fits
         return min(fits, free) if waited > SETTLE_S and min(fits, free) >= least else 0
@@ -98,15 +116,15 @@ class Room:
     def _size(self, workers: int, usable: Sequence[Node]) -> Size:
         """A worker that waits for streamed data must not trip the others' timeout: theirs is longer by that."""
         cluster, data = self._config.cluster, self._config.data
-        nodes = tuple(node.id for node in usable if node.id not in self._refused)
+        nodes = tuple(node.id for node in self._good(usable) if node.id in self._interfaces)
         names = {self._interfaces[node] for node in nodes}
         timeout_s = cluster.timeout_seconds + (data.wait_seconds if self._dataset.streamed else 0)
         interface = names.pop() if len(names) == 1 else None
         return Size(workers, cluster.cpus_per_worker, self._gpus, timeout_s, interface, nodes)
 
-    def _wait(self, waited: float, fits: int, told: str) -> str:
+    def _wait(self, waited: float, usable: Sequence[Node], told: str) -> str:
         """Says once what is waited for. Raises ClusterError after cluster.wait_seconds."""
-        lacks, has = self._lack(fits)
+        lacks, has = self._lack(usable)
         if waited > (limit := self._config.cluster.wait_seconds):
             raise ClusterError(
                 f"the run needs {lacks}; {has}, after cluster.wait_seconds = {limit}; try again later or ask for fewer "
@@ -119,13 +137,14 @@ class Room:
         time.sleep(LOOK_S)
         return lacks
 
-    def _lack(self, fits: int) -> tuple[str, str]:
+    def _lack(self, usable: Sequence[Node]) -> tuple[str, str]:
         """What is waited for, and what there is of it."""
-        cluster = self._config.cluster
+        cluster, fits = self._config.cluster, self.fits(usable)
         if fits < cluster.span[0]:
             return f"nodes for {cluster.span[0]} workers", f"those that are left have room for {fits}"
-        free = session.free()
-        has = _shown(free.get("CPU", 0), free.get("GPU", 0) if self._gpus else 0)
+        now = [free for id, free in session.free().items() if id in {node.id for node in usable}]
+        cpus, gpus = (sum(free.get(what, 0.0) for free in now) for what in ("CPU", "GPU"))
+        has = _shown(cpus, gpus if self._gpus else 0)
         return _shown(fits * cluster.cpus_per_worker, fits * self._gpus), f"{has} are free and the rest is in use"
 
 

@@ -132,9 +132,10 @@ def job_id() -> str:
     return str(ray.get_runtime_context().get_job_id())
 
 
-def free() -> dict[str, float]:
-    """Resources that nobody uses now."""
-    return dict(ray.available_resources())
+def free() -> dict[str, dict[str, float]]:
+    """Node id -> resources that nobody uses there now. Ray's public call adds them up, and a sum is no place: what is
+    free may lie in pieces, or on a node that is of no use."""
+    return dict(ray._private.state.state.available_resources_per_node())
 
 
 def choose_workers(span: tuple[int, int], found: list[Node], cpus: int, gpus: int) -> int:

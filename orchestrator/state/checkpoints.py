@@ -185,6 +185,12 @@ def step_of(name: str) -> int:
     return _key(name)[0]
 
 
+def age_of(name: str) -> tuple[int, int, int]:
+    """(number, attempt, step): of two states the one with the higher is newer, see memory.Age."""
+    step, number, attempt = _key(name)
+    return number, attempt, step
+
+
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """sha256 over the sorted names, shapes and bytes of a state dict, buffers included."""
     digest = hashlib.sha256()

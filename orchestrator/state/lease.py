@@ -56,7 +56,7 @@ class Tenure:
         try:
             said = json.loads(data)
             driver = Driver(**said["driver"])
-            return cls(number, driver, int(said["count"]), bool(said["released"]), int(said["attempt"]))
+            return cls(number, driver, int(said["count"]), bool(said["released"]), int(said.get("attempt", 0)))
         except (ValueError, TypeError, KeyError):
             return cls(number, None)
 
@@ -79,16 +79,17 @@ class Fence:
         """Lists one small folder and reads one small object. Raises ClusterError where a worker may write no more."""
         storage = Storage(self.place)
         newest = _newest(storage)
-        if newest is not None and newest.number > self.number:
+        if newest is None or (newest.number, newest.attempt) <= (self.number, self.attempt):
+            return
+        if newest.number > self.number:
             raise ClusterError(
                 f"the run in {self.place} was taken over by another driver (lease {newest.number}, ours is "
                 f"{self.number}); this one stops"
             )
-        if newest is not None and newest.attempt > self.attempt:
-            raise ClusterError(
-                f"the run in {self.place} has a newer group of workers ({newest.attempt}, ours is {self.attempt}); "
-                f"this one stops"
-            )
+        raise ClusterError(
+            f"the run in {self.place} has a newer group of workers ({newest.attempt}, ours is {self.attempt}); "
+            f"this one stops"
+        )
 
 
 @contextmanager

@@ -18,20 +18,23 @@ from orchestrator.state.packed import Packed
 from orchestrator.training.safetensors import Buffer
 
 SHM = Path("/dev/shm")
-STATE = re.compile(r"step-(\d+)")
+STATE = re.compile(r"step-(\d+)-(\d+)\.(\d+)")
 STALE_S = 24 * 3600.0
 LEFT_S = 60.0  # without a write: nobody writes it any more
 SETTING = "train.memory_seconds"
+Age = tuple[int, int, int]  # number of the lease, attempt, step: of two states the one with the higher is newer
 
 
 class Memory:
     """The newest packed state of the run `key` on this node; its writers take turns, readers may be many.
 
-    folder: where memory is a file system.
+    owner: the lease's number and the attempt of who writes. A later owner's state is newer, whatever its step: a group
+    that was given up may have trained on, on a node that was cut off. folder: where memory is a file system.
     """
 
-    def __init__(self, key: str, folder: Path = SHM) -> None:
+    def __init__(self, key: str, folder: Path = SHM, owner: tuple[int, int] = (0, 0)) -> None:
         self.reason = ""  # why the last put() did not
+        self._owner = owner
         self._root = folder
         safe = key if re.fullmatch(r"[\w.-]{1,100}", key, re.ASCII) else hashlib.sha256(key.encode()).hexdigest()[:32]
         self.folder = folder / f"skiplane-{os.geteuid()}-{safe}"
@@ -45,18 +48,19 @@ class Memory:
                 with suppress(FileExistsError):
                     self.folder.mkdir(0o700)
                 with _opened(self.folder) as folder:
-                    _write(folder, f"step-{packed.step:09d}", packed.parts())
+                    number, attempt = self._owner
+                    _write(folder, f"step-{packed.step:09d}-{number:04d}.{attempt:03d}", packed.parts())
         except OSError as error:
             cause = (error.strerror or str(error)).lower()
             self.reason = f"{SETTING}: no copy of the state is kept in {self.folder}: {cause}"
         return not self.reason
 
-    def newest(self) -> Packed | None:
-        """What is kept, whole and with the right hash; None where there is nothing of the kind."""
+    def newest(self) -> tuple[Age, Packed] | None:
+        """What is kept, whole and with the right hash, and how new it is; None where there is nothing of the kind."""
         with suppress(OSError), _opened(self.folder) as folder:
-            for name in _states(folder):
+            for age, name in _states(folder):
                 with suppress(ValueError):
-                    return Packed.from_bytes(_read(folder, name))
+                    return age, Packed.from_bytes(_read(folder, name))
         return None
 
     def clear(self) -> None:
@@ -122,10 +126,10 @@ def _clean(folder: int, name: str) -> None:
                 os.unlink(other, dir_fd=folder)
 
 
-def _states(folder: int) -> list[str]:
-    """Names of whole states, the newest first."""
-    names = [name for name in os.listdir(folder) if STATE.fullmatch(name)]
-    return sorted(names, key=lambda name: -int(name.split("-")[1]))
+def _states(folder: int) -> list[tuple[Age, str]]:
+    """Whole states by age and name, the newest first."""
+    found = [(match, name) for name in os.listdir(folder) if (match := STATE.fullmatch(name))]
+    return sorted(((int(m[2]), int(m[3]), int(m[1])), name) for m, name in found)[::-1]
 
 
 def _read(folder: int, name: str) -> bytearray:

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.context import Context
-from orchestrator.state.checkpoints import Checkpoints, step_of
-from orchestrator.state.memory import Memory
+from orchestrator.state.checkpoints import Checkpoints, age_of
+from orchestrator.state.memory import Age, Memory
 from orchestrator.state.packed import Checkpoint, Packed
 
-NONE = -1  # step of a node that holds nothing
+NONE: Age = (-1, -1, -1)  # of a node that holds nothing
 
 
 class CheckpointGone(RuntimeError):
@@ -34,10 +34,10 @@ def restore(checkpoints: Checkpoints, memory: Memory | None, resume: str | None,
 
     Of two states that are equally new, storage's is taken. Raises CheckpointGone where that cannot be read.
     """
-    own = memory.newest() if memory and context.rank == context.node_ranks[0] else None
-    held = _gather(own.step if own else NONE, context)
-    stored = step_of(resume) if resume else NONE
-    if max(held) > stored:
+    found = memory.newest() if memory and context.rank == context.node_ranks[0] else None
+    age, own = found or (NONE, None)
+    held = _gather(age, context)
+    if max(held) > (age_of(resume) if resume else NONE):
         rank = held.index(max(held))
         packed = _share(lambda: own, rank, context)
         return Restored(packed.unpack(f"memory of rank {rank}"), "from memory")
@@ -55,14 +55,14 @@ def _read(checkpoints: Checkpoints, name: str) -> Packed:
     return packed
 
 
-def _gather(step: int, context: Context) -> list[int]:
-    """Every rank's step."""
+def _gather(age: Age, context: Context) -> list[Age]:
+    """Every rank's."""
     if context.world_size == 1:
-        return [step]
-    steps = torch.zeros(context.world_size, dtype=torch.int64, device=context.device)
-    steps[context.rank] = step
-    dist.all_reduce(steps)  # a gather that every backend has
-    return [int(value) for value in steps.tolist()]
+        return [age]
+    ages = torch.zeros(context.world_size, len(age), dtype=torch.int64, device=context.device)
+    ages[context.rank] = torch.tensor(age, device=context.device)
+    dist.all_reduce(ages)  # a gather that every backend has
+    return [(number, attempt, step) for number, attempt, step in ages.tolist()]
 
 
 def _share(read: Callable[[], Packed | None], source: int, context: Context) -> Packed:

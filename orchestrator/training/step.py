@@ -131,7 +131,7 @@ class TrainStep:
     def _finish(self, sums: Tensor, lr: float) -> StepStats:
         """Gradients are means over all lanes now, `sums` are sums over them."""
         self._averages.move(sums[:-5] / self._total_lanes)
-        loss, top1, top5, samples, request = sums[-5:].unbind()
+        loss, top1, top5, samples, request = sums[-5:].clone().unbind()  # views would keep all of them
         grad_norm = self._clip()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
