@@ -276,7 +276,7 @@ class Worker:
         """None where some rank was asked to stop meanwhile."""
         data, train, stopped = self.config.data, self.config.train, False
 
-        def goes_on(_: Batch) -> bool:
+        def goes_on(_: object) -> bool:
             nonlocal stopped
             stopped = stopped or self.context.stop_asked(self.tally.step)
             return not stopped
