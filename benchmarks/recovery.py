@@ -120,7 +120,7 @@ class Run:
     """A run that is watched, and struck."""
 
     def __init__(self, hosts: Hosts, command: Sequence[str], environment: dict[str, str]) -> None:
-        self._hosts = hosts
+        self._hosts, self._away, self._looked = hosts, set[int](), 0.0
         self.watched = Watched(lambda: hosts.run(0, [sys.executable, *command], environment), io.StringIO())
         self.watched.start()
 
@@ -129,6 +129,8 @@ class Run:
         self.calm()
         first, before = len(self.watched.events), self.watched.newest
         host = max(i for i in (1, 2) if self._hosts.workers(i))
+        if fault != "worker":
+            self._away.add(host)
         began = time.monotonic()
         {"worker": lambda: self._hosts.workers(host)[0].kill(), "node": lambda: self._hosts.kill(host),
          "cut": lambda: self._hosts.cut(host)}[fault]()  # fmt: skip
@@ -137,7 +139,8 @@ class Run:
         assert after is not None
         if fault != "worker":
             self.wait(AWAY_S)
-        self._bring_back(host)
+            self._hosts.heal(host)
+            self._away.clear()
         return after
 
     def calm(self) -> None:
@@ -161,17 +164,17 @@ class Run:
         limit = time.monotonic() + LIMIT_S
         while not true():
             self.watched.listen(0.1)
+            self._repair()
             if self.watched.code is not None or time.monotonic() > limit:
                 told = "\n".join(event.text for event in self.watched.events[-20:])
                 raise ClusterError(f"the run did not go on (exit code {self.watched.code}); it said last:\n{told}")
 
-    def _bring_back(self, host: int) -> None:
-        """A node that was cut off for long ends by itself, and is started anew."""
-        self._hosts.heal(host)
-        limit = time.monotonic() + LIMIT_S
-        while self._hosts.alive() < self._hosts.count and time.monotonic() < limit:
-            self._hosts.add(host)
-            self.watched.listen(0.5)
+    def _repair(self) -> None:
+        """Starts what is not meant to be away: a node that was cut off for long ends by itself when it hears of it."""
+        if time.monotonic() - self._looked > 1.0:
+            self._looked = time.monotonic()
+            for host in {1, 2} - self._away:
+                self._hosts.add(host)
 
 
 @contextmanager
