@@ -1,4 +1,4 @@
-# make setup, demo, up, down, test, check, format, chaos: see README.md
+# make setup, demo, up, down, test, long, check, format, chaos: see README.md
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +10,7 @@ export SKIPLANE_HOME ?= $(HOME)/.skiplane
 GIT_COMMIT = $(shell git rev-parse HEAD 2>/dev/null)
 GIT_DIRTY = $(if $(shell git status --porcelain 2>/dev/null),true,false)
 
-.PHONY: setup demo up down test check format chaos
+.PHONY: setup demo up down test long check format chaos
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,9 @@ down: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+long: setup
+	$(BIN)/python -m pytest -m long
 
 check: setup
 	$(BIN)/ruff check .

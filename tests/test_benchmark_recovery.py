@@ -59,6 +59,7 @@ def test_what_share_of_time_is_useful():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(bool(supported()), reason=supported() or "hosts can be made")
 def test_a_quick_round(tmp_path, capsys):
     assert recovery.main(["--quick", "--json", str(tmp_path / "figures.json")]) == 0

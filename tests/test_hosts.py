@@ -26,6 +26,7 @@ print(json.dumps([ray.util.get_node_ip_address(), sorted(nodes)]))
 """
 
 
+@pytest.mark.long
 def test_nodes_join_die_fall_silent_and_come_back():
     with Hosts(cpus=(0, 1), settings=QUICK) as hosts:
         hosts.wait(2)

@@ -82,6 +82,7 @@ class DurableHead(Hosts):
         super().begin()
 
 
+@pytest.mark.long
 def test_the_heads_own_death_costs_nothing_where_ray_keeps_its_tables(home, tmp_path):
     """The driver is on another node, and the head comes back after some seconds: nobody stops for it."""
     with DurableHead(cpus=(0, 1, 1)) as hosts, (tmp_path / "log").open("w") as log:

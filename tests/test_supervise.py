@@ -245,7 +245,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(command, tmp_path,
 def test_a_cluster_that_is_too_small_is_refused_with_what_is_there(home, tmp_path):
     from pipelines.errors import ClusterError
 
-    sys.modules.pop("ray", None)
     code = (
         "from orchestrator.cluster.session import Node, choose_workers\n"
         "found = [Node('a', '10.0.0.1', 2.0, 0.0), Node('b', '10.0.0.2', 1.0, 1.0)]\n"
