@@ -55,6 +55,7 @@ class Training:
         return json.loads((self.runs / "a" / "result.json").read_text())
 
 
+@pytest.mark.long
 def test_a_node_that_is_told_to_go_is_left_after_a_checkpoint(home, tmp_path):
     with Hosts(cpus=(0, 1, 1)) as hosts, (tmp_path / "log").open("w") as log:
         hosts.wait(3)

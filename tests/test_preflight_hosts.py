@@ -19,6 +19,7 @@ FLAGS = ("--recipe", "digits-quick", "--tracking.uri", "off", "--cluster.workers
 LARGE = ("--model.layout", "imagenet", "--model.depth", "152", "--model.width", "64", "--model.shortcut", "B")
 
 
+@pytest.mark.long
 def test_hosts_that_cannot_take_part_are_named(home, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     with Hosts(cpus=(0, 1, 1), settings={"PYTHONPATH": str(tmp_path)}, shared_mb=64) as hosts:

@@ -31,6 +31,7 @@ def driver(home, tmp_path):
             process.kill()
 
 
+@pytest.mark.long
 def test_a_driver_that_stood_still_too_long_ends_without_a_result(driver, tmp_path):
     assert any("epoch 1/3 done" in line for line in driver.stdout)
     driver.send_signal(signal.SIGSTOP)
