@@ -23,7 +23,6 @@ from orchestrator.state.checkpoints import Checkpoints, step_of
 from orchestrator.state.lease import lease
 from orchestrator.state.records import (
     Result,
-    RunRecord,
     admit,
     read_result,
     record_of,
@@ -64,12 +63,12 @@ def run(
     dataset = open_checked(config)
     plan = make_plan(config, counts_of(dataset))
     storage = Storage(config.folder())
-    record = admit(storage, config, dataset.digest)
+    admit(storage, config, dataset.digest)  # before anything is contacted; and again once the run is held
     done = read_result(storage)
     if done is not None and done.status == "finished" and done.epochs >= config.train.epochs:
         say(f"run {config.name} is finished: top-1 {_percent(done.top1)}; another --name trains anew")
         return done
-    return _Life(config, dataset, plan, storage, say).live(record, parent, dict(tags or {}))
+    return _Life(config, dataset, plan, storage, say).live(parent, dict(tags or {}))
 
 
 def open_checked(config: RunConfig) -> Dataset:
@@ -98,17 +97,14 @@ class _Life:
         self.stop = StopSignal()
         self.attempts: Attempts | None = None
 
-    def live(self, record: RunRecord | None, parent: str | None, tags: dict[str, str]) -> Result:
-        """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result.
-
-        record: of the run that this goes on with.
-        """
+    def live(self, parent: str | None, tags: dict[str, str]) -> Result:
+        """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
         if self.config.tracking.uri != "off":
             answers(self.config.tracking.uri)
         with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
-                record = admit(self.storage, self.config, self.dataset.digest)  # again: it may have begun meanwhile
+                record = admit(self.storage, self.config, self.dataset.digest)
                 self._check_horizon()
                 size = self._find_room()
                 self.register = self._open_register()

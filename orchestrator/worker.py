@@ -315,12 +315,11 @@ class Worker:
         }
 
     def _introduce(self, source: str) -> None:
-        """Where the group is and what it goes on from."""
-        context, records = self.context, list[Record]()
-        if context.rank == 0:
-            records.append({"kind": "decode", "where": self.decode, "device": context.device.type})
-            records.append({"kind": "restored", "global_step": self.tally.step, "source": source})
-        context.send(records)
+        """What the group works on, and what it goes on from."""
+        decode = {"kind": "decode", "where": self.decode, "device": self.context.device.type}
+        restored = {"kind": "restored", "global_step": self.tally.step, "source": source}
+        if self.context.rank == 0:
+            self.context.send([decode, restored])
 
     def _say(self, text: str) -> None:
         if self.context.rank == 0:

@@ -26,9 +26,10 @@ subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain, *words], ch
 
 
 class Training:
-    """A run on hosts, its driver on host `driver`; steps are lines."""
+    """A run on hosts that is under way, its driver on host `driver`; steps are lines."""
 
     def __init__(self, hosts, home, driver, log, *flags):
+        hosts.wait(hosts.count)
         shutil.copytree(home / "data" / "digits", hosts.shared / "digits")
         self.runs = hosts.shared / "runs"
         place = ("--data.root", hosts.shared / "digits", "--cluster.storage", self.runs, "--tracking.uri", "off")
@@ -36,6 +37,7 @@ class Training:
         line = ["-m", "jobs.train", "--recipe", "digits-quick", "--name", "a", *place, *steps, *flags]
         self.watched = Watched(lambda: hosts.run(driver, [sys.executable, *map(str, line)]), log)
         self.watched.start()
+        self.until(lambda: self.watched.newest.step > 20)
 
     def until(self, true):
         """Listens until it is; fails the test where the command ends before, or takes too long."""
@@ -58,9 +60,7 @@ class Training:
 @pytest.mark.long
 def test_a_node_that_is_told_to_go_is_left_after_a_checkpoint(home, tmp_path):
     with Hosts(cpus=(0, 1, 1)) as hosts, (tmp_path / "log").open("w") as log:
-        hosts.wait(3)
         run = Training(hosts, home, 0, log, "--cluster.workers", "1..2", "--train.epochs", "20")
-        run.until(lambda: run.watched.newest.step > 20)
         told = hosts.run(0, [sys.executable, "-c", DRAIN, hosts.address(2)])
         _, err = told.communicate(timeout=60)
         assert told.returncode == 0, err
@@ -87,9 +87,7 @@ class DurableHead(Hosts):
 def test_the_heads_own_death_costs_nothing_where_ray_keeps_its_tables(home, tmp_path):
     """The driver is on another node, and the head comes back after some seconds: nobody stops for it."""
     with DurableHead(cpus=(0, 1, 1)) as hosts, (tmp_path / "log").open("w") as log:
-        hosts.wait(3)
         run = Training(hosts, home, 1, log, "--cluster.workers", "2", "--train.epochs", "60")
-        run.until(lambda: run.watched.newest.step > 20)
         hosts.kill(0)
         step = run.watched.newest.step
         run.until(lambda: run.watched.newest.step > step + 50)  # without a head
