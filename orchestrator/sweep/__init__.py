@@ -1,0 +1,1 @@
+"""Many trials, one answer: which depth and learning rate, at what cost."""
