@@ -4,12 +4,10 @@ A group has a fixed size. What changes it ends it: after a checkpoint where that
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from orchestrator import worker
@@ -23,6 +21,7 @@ from orchestrator.plan import Plan, efficiency
 from orchestrator.progress import Ear
 from orchestrator.state.checkpoints import Checkpoints
 from orchestrator.state.lease import Lease
+from orchestrator.stop import Stop
 from orchestrator.tracking import Tracker
 from orchestrator.worker import Job
 from pipelines.errors import SkiplaneError, TrainingError
@@ -32,23 +31,6 @@ END_S = 20.0  # that a group has to end after an error
 GRACE_S = 1.5  # that Ray has to end a group of which a worker said that it cannot go on
 LONGEST_PAUSE_S = 30.0  # between groups that die one after the other
 Say = Callable[[str], None]
-
-
-@dataclass
-class StopSignal:
-    """Which signal asked for an end; None while nobody did."""
-
-    signum: int | None = None
-
-    def __call__(self, signum: int, _: FrameType | None) -> None:
-        """The handler: a second signal ends the process at once."""
-        if self.signum is not None:
-            raise KeyboardInterrupt
-        self.signum = signum
-
-    def asked(self) -> bool:
-        """Whether one came."""
-        return self.signum is not None
 
 
 @dataclass
@@ -66,7 +48,7 @@ class Attempts:
     ear: Ear
     tracker: Tracker
     say: Say
-    stop: StopSignal
+    stop: Stop
     run_id: str
     digest: str
     number: int = 0  # of attempts begun
@@ -90,7 +72,7 @@ class Attempts:
                 while True:
                     try:
                         summary = self._attempt(size, mailbox, groups)
-                        if summary["status"] == "finished" or self.stop.asked():
+                        if summary["status"] == "finished" or summary.get("reason") or self.stop.asked():
                             return summary
                     except GroupDied as died:
                         self._after_death(died)
@@ -106,6 +88,7 @@ class Attempts:
         mailbox.begin(self.number)
         found = self.checkpoints.latest()
         resume, step = (found.name, found.progress.step) if found else (None, 0)
+        self.ear.recall(found.progress.curve if found else [])
         del found  # the size of a checkpoint
         self.workers = size.workers
         self._announce(size, step)
@@ -256,10 +239,10 @@ class _Watched:
     def _ask_to_end(self) -> bool:
         """Whether there is a reason for it."""
         stop, watch = self._attempts.stop, self._watch
-        if stop.signum is not None and self._attempts.starts:
+        if stop.asked() and self._attempts.starts:
             raise GroupDied("stopped while it started")
-        if stop.signum is not None:
-            why = f"{signal.Signals(stop.signum).name}: saving a checkpoint, then stopping"
+        if stop.asked():
+            why = f"{stop.why}: saving a checkpoint, then stopping"
             self._attempts.tracker.tags({"skiplane.state": "stopping"})
         elif watch.leaving:
             names = ", ".join(watch.leaving)

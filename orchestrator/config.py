@@ -210,6 +210,9 @@ class TrainConfig(Section):
         ge=1,
         le=100_000,
     )
+    stop_after: int = setting(
+        0, HORIZON, "epochs after which the run stops, its schedule unfinished; the same name goes on; 0 = none", ge=0
+    )
     global_batch: int = setting(256, IDENTITY, "images of one step over all workers; data.lanes divides it", ge=1)
     seed: int = setting(0, IDENTITY, "of the weights, the order and the augmentation", ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = setting("fp32", IDENTITY, "of the forward pass; weights and sums stay fp32")

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
@@ -24,14 +24,34 @@ TRAINING = {
 EPOCH = {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"}
 
 
+Say = Callable[[str], None]
+Show = Callable[[Record], None]  # sees the records of kind progress, epoch and recalled
+
+
+class Lines:
+    """How far a run is, for people: at most one line of progress in tracking.progress_seconds, one for each epoch."""
+
+    def __init__(self, config: RunConfig, plan: Plan, say: Say) -> None:
+        self._every_s, self._epochs, self._say = config.tracking.progress_seconds, plan.epochs, say
+        self._printed = 0.0
+
+    def __call__(self, record: Record) -> None:
+        """Says it, or not yet."""
+        if record["kind"] == "epoch":
+            self._say(epoch_line(record, self._epochs))
+        elif record["kind"] == "progress" and time.monotonic() - self._printed >= self._every_s:
+            self._printed = time.monotonic()
+            self._say(progress_line(record))
+
+
 class Ear:
-    """Hears records in the driver. Printing is throttled to tracking.progress_seconds, tracking is not."""
+    """Hears records in the driver: all go to the tracker, how far the run is to `show`."""
 
     def __init__(
-        self, config: RunConfig, plan: Plan, register: Register, tracker: Tracker, say: Callable[[str], None]
+        self, config: RunConfig, plan: Plan, register: Register, tracker: Tracker, say: Say, show: Show
     ) -> None:
         self._config, self._plan, self._register, self._tracker, self._say = config, plan, register, tracker, say
-        self._printed = 0.0
+        self._show = show
         self.reached = 0  # global steps that some group has done, as far as was heard
         self._kinds = {
             "at": self._reach,
@@ -53,6 +73,11 @@ class Ear:
                 act(record)
         self._bad([_bad_image(record) for record in records if record["kind"] == "bad"])
 
+    def recall(self, curve: Sequence[Mapping[str, float]]) -> None:
+        """The epochs that a group goes on after; they were logged when they were done."""
+        for point in curve:
+            self._show({"kind": "recalled", **point})
+
     def _reach(self, record: Record) -> None:
         self.reached = max(self.reached, record["global_step"])
 
@@ -60,9 +85,7 @@ class Ear:
         self._reach(record)
         epoch = {"train/epoch": record["global_step"] / self._plan.steps_per_epoch}
         self._log(record, {name: record[key] for key, name in TRAINING.items()} | epoch)
-        if time.monotonic() - self._printed >= self._config.tracking.progress_seconds:
-            self._printed = time.monotonic()
-            self._say(progress_line(record))
+        self._show(record)
 
     def _epoch(self, record: Record) -> None:
         values = {name: record[key] for key, name in EPOCH.items() if key in record}
@@ -70,7 +93,7 @@ class Ear:
             values["val/top1_best"] = record["val_top1_best"]
             values["val/error"] = 100.0 * (1.0 - record["val_top1"])
         self._log(record, values | {"train/epoch_loss": record["train_loss"]})
-        self._say(epoch_line(record, self._plan.epochs))
+        self._show(record)
 
     def _bad(self, met: list[BadImage]) -> None:
         """Each image is said once, and the table shown anew once a look: before the run may end because of them."""

@@ -6,19 +6,19 @@ Order of checks: settings (already), plan, data, tracking, cluster. Nothing is w
 import math
 import signal
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from orchestrator import provenance
-from orchestrator.attempts import Attempts, StopSignal
+from orchestrator.attempts import Attempts
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.room import Room, find_workers
 from orchestrator.cluster.session import session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.plan import Plan, counts_of, make_plan
-from orchestrator.progress import Ear
+from orchestrator.progress import Ear, Lines, Show
 from orchestrator.state.checkpoints import Checkpoints, step_of
 from orchestrator.state.lease import lease
 from orchestrator.state.records import (
@@ -31,6 +31,7 @@ from orchestrator.state.records import (
 )
 from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
+from orchestrator.stop import Stop, heeding_signals
 from orchestrator.tally import Tally
 from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
 from orchestrator.training.models.weights import read_weights
@@ -50,13 +51,16 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def run(
-    config: RunConfig, *, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None
-) -> Result:
-    """Trains the run that `config` names, from wherever it is, to its end.
+def run(config: RunConfig, *, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None,
+        mlflow_run_id: str | None = None, stop: Stop | None = None, show: Show | None = None) -> Result:  # fmt: skip
+    """Trains the run that `config` names, from wherever it is, to its end or to train.stop_after.
 
-    Returns the result, at once where the run has finished before. Raises Stopped after a SIGINT or SIGTERM (the
-    checkpoint is whole, the run resumable) and the SkiplaneError that ended it otherwise; both are in result.json.
+    parent and tags: of its run in MLflow, mlflow_run_id: that run, where it was made before. stop: whoever may ask for
+    an end; without it SIGINT and SIGTERM do. show: who sees how far it is; without it lines are said.
+
+    Returns the result, at once where the run has ended before. Raises Stopped after a signal (the checkpoint is whole,
+    the run resumable), or where it was stopped before it began, and the SkiplaneError that ended it otherwise; both
+    are in result.json.
     """
     if not config.name:
         raise ConfigError("name is not set; give the run a --name: the same name goes on with the same run")
@@ -64,11 +68,18 @@ def run(
     plan = make_plan(config, counts_of(dataset))
     storage = Storage(config.folder())
     admit(storage, config, dataset.digest)  # before anything is contacted; and again once the run is held
-    done = read_result(storage)
-    if done is not None and done.status == "finished" and done.epochs >= config.train.epochs:
-        say(f"run {config.name} is finished: top-1 {_percent(done.top1)}; another --name trains anew")
+    if (done := read_result(storage)) and _ended_before(done, config):
+        say(f"run {config.name} is {done.status}: top-1 {_percent(done.top1)}; another --name trains anew")
         return done
-    return _Life(config, dataset, plan, storage, say).live(parent, dict(tags or {}))
+    life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say))
+    return life.live(parent, dict(tags or {}), mlflow_run_id, stop)
+
+
+def _ended_before(done: Result, config: RunConfig) -> bool:
+    """Whether nothing is left to do."""
+    if done.status == "finished":
+        return done.epochs >= config.train.epochs
+    return done.status == "stopped" and 0 < config.train.stop_after <= done.epochs
 
 
 def open_checked(config: RunConfig) -> Dataset:
@@ -89,19 +100,21 @@ def open_checked(config: RunConfig) -> Dataset:
 class _Life:
     """One submission of one run."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, say: Say) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, say: Say, show: Show) -> None:
         self.config, self.dataset, self.plan = config, dataset, plan
-        self.storage, self.say = storage, say
+        self.storage, self.say, self.show = storage, say, show
         self.checkpoints = Checkpoints(storage, config.train.keep, warn=say)
         self.tracker: Tracker = NullTracker()
-        self.stop = StopSignal()
+        self.stop = Stop()
         self.attempts: Attempts | None = None
 
-    def live(self, parent: str | None, tags: dict[str, str]) -> Result:
+    def live(self, parent: str | None, tags: dict[str, str], mlflow_run_id: str | None, stop: Stop | None) -> Result:
         """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
         if self.config.tracking.uri != "off":
             answers(self.config.tracking.uri)
-        with session(self.config.cluster.cpus), _signals(self.stop):  # in this order: ray.init takes SIGTERM
+        self.stop = stop or self.stop
+        heeding = nullcontext() if stop else heeding_signals(self.stop)
+        with session(self.config.cluster.cpus), heeding:  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
                 record = admit(self.storage, self.config, self.dataset.digest)
@@ -109,7 +122,7 @@ class _Life:
                 size = self._find_room()
                 self.register = self._open_register()
                 self.run_id = record.id if record and record.id else uuid.uuid4().hex
-                self.tracker = self._open_tracker(record.mlflow_run_id if record else None, parent, tags)
+                self.tracker = self._open_tracker(record.mlflow_run_id if record else mlflow_run_id, parent, tags)
                 return self._tracked(size)
 
     def _check_horizon(self) -> None:
@@ -148,8 +161,8 @@ class _Life:
                     f"tracking: {left} records did not reach {self.config.tracking.uri} and are lost there; what the "
                     f"run is and was stands in {self.storage.place}"
                 )
-        if result.status == "stopped":
-            raise Stopped(self.stop.signum or signal.SIGINT)
+        if self.stop.signum and result.status == "stopped":
+            raise Stopped(self.stop.signum)
         return result
 
     def _train(self, size: Size) -> dict[str, Any]:
@@ -160,7 +173,7 @@ class _Life:
             self.room,
             self.checkpoints,
             self.held,
-            Ear(config, self.plan, self.register, self.tracker, say),
+            Ear(config, self.plan, self.register, self.tracker, say, self.show),
             self.tracker,
             say,
             self.stop,
@@ -168,8 +181,8 @@ class _Life:
             self.dataset.digest,
         )
         summary = self.attempts.run(size)
-        if summary["status"] == "stopped" and self.stop.signum:
-            summary = {**summary, "reason": f"asked to by {signal.Signals(self.stop.signum).name}"}
+        if summary["status"] == "stopped" and self.stop.asked():
+            summary = {**summary, "reason": f"asked to by {self.stop.why}"}
         return summary
 
     def _open_register(self) -> Register:
@@ -268,17 +281,6 @@ class _Life:
             mlflow_run_id=self.tracker.run_id,
             mlflow_url=self.tracker.url,
         )
-
-
-@contextmanager
-def _signals(stop: StopSignal) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a checkpoint and an end, while this lasts."""
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _reason(error: Exception) -> str:

@@ -104,7 +104,7 @@ class Worker:
         steps, every = self.plan.steps_per_epoch, self.config.tracking.log_steps
         if self.tally.unclosed(steps) and not self._end_epoch(Ask.NOTHING):
             return self._summary("stopped")
-        for done in self._steps():
+        for done in self._steps() if self.tally.step < self.last else ():
             self.tally.add(done)
             self.feed.at(done.global_step)
             ends_epoch = done.step == steps - 1
@@ -116,9 +116,16 @@ class Worker:
                     return self._summary("stopped")
             elif wanted:
                 self._keep(wanted)
-            if Ask.STOP in wanted and self.tally.step < self.plan.steps:
+            if Ask.STOP in wanted and self.tally.step < self.last:
                 return self._summary("stopped")
+        if self.last < self.plan.steps:
+            return self._summary("stopped", f"train.stop_after = {self.config.train.stop_after}")
         return self._summary("finished")
+
+    @property
+    def last(self) -> int:
+        """Global steps that this run does."""
+        return min(self.plan.steps, self.config.train.stop_after * self.plan.steps_per_epoch or self.plan.steps)
 
     def _steps(self) -> Iterator[loop.StepDone]:
         start, batches = self.tally.step, self._batches()
@@ -130,7 +137,7 @@ class Worker:
             learning_rate(self.config, self.plan.steps_per_epoch),
             steps_per_epoch=self.plan.steps_per_epoch,
             start=start,
-            stop=self.plan.steps,
+            stop=self.last,
             request=self._request,
             colour=self._colour,
         )
@@ -185,7 +192,7 @@ class Worker:
             lanes=self.lanes,
             seed=self.config.train.seed,
             start=self.tally.step,
-            stop=self.plan.steps,
+            stop=self.last,
             device=self.context.device,
             decode=self.decode,
             threads=threads_of(self.config),
@@ -255,7 +262,7 @@ class Worker:
         """Evaluates, tells and saves; False where a stop came first. Then the epoch is saved as it is, and whoever
         goes on evaluates: an evaluation may take longer than a stop has time."""
         epoch = self.tally.step // self.plan.steps_per_epoch - 1
-        due = epoch + 1 == self.plan.epochs or (epoch + 1) % self.config.train.eval_epochs == 0
+        due = self.tally.step == self.last or (epoch + 1) % self.config.train.eval_epochs == 0
         sums = None
         if due:
             if Ask.STOP not in wanted and self.rhythm.copies:
@@ -299,7 +306,7 @@ class Worker:
             raise DataError(f"evaluation counted {sums.count} of {self.plan.val_samples} validation images")
         return sums
 
-    def _summary(self, status: str) -> dict[str, Any]:
+    def _summary(self, status: str, reason: str | None = None) -> dict[str, Any]:
         self.saver.wait()
         self._sum([0])  # rank 0 comes to it when storage has the state, and only then the copies are no longer needed
         if self.memory:
@@ -308,6 +315,7 @@ class Worker:
             self.context.send(news)
         return {
             "status": status,
+            "reason": reason,
             "steps": self.tally.step,
             "epochs": self.tally.step // self.plan.steps_per_epoch,
             "weights_sha256": weights_sha256(self.step.model.state_dict()),

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator import attempts as module
-from orchestrator.attempts import Attempts, StopSignal
+from orchestrator.attempts import Attempts
 from orchestrator.cluster.group import GroupDied, Size
 from orchestrator.config import RunConfig
 from orchestrator.state.lease import Fence
+from orchestrator.stop import Stop
 from pipelines.errors import DataError, TrainingError
 
 FINISHED = {"status": "finished", "steps": 88}
@@ -29,7 +30,7 @@ class Stage:
 
     def __init__(self, monkeypatch, *scripts, sizes=(2,) * 9, stop=None, **settings):
         self.scripts, self.sizes, self.said, self.now = list(scripts), iter(sizes), [], 0.0
-        self.stop, self.jobs = stop or StopSignal(), []
+        self.stop, self.jobs = stop or Stop(), []
         self.watch = SimpleNamespace(held=set(), lost=[], leaving=[], possible=0, close=lambda: None)
         for name, value in {"Group": self._group, "Mailbox": lambda: self, "Watch": self._watch}.items():
             monkeypatch.setattr(module, name, value)
@@ -41,7 +42,7 @@ class Stage:
             SimpleNamespace(find=lambda again: self._size()),
             SimpleNamespace(latest=lambda: None),
             SimpleNamespace(check=lambda: None, begin=lambda attempt: Fence("place", 7, attempt)),
-            SimpleNamespace(reached=0, hear=self._hear),
+            SimpleNamespace(reached=0, hear=self._hear, recall=lambda curve: None),
             SimpleNamespace(tags=lambda tags: None),
             self.said.append,
             self.stop,

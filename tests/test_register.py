@@ -132,7 +132,7 @@ def record(number, split="train"):
 
 
 def ear(storage, tracker, said, **limits):
-    return Ear(RunConfig(), None, opened(storage, said, **limits), tracker, said.append)
+    return Ear(RunConfig(), None, opened(storage, said, **limits), tracker, said.append, lambda record: None)
 
 
 def test_a_bad_image_is_said_once_and_the_table_is_shown_once_a_look(storage):

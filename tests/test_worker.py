@@ -58,6 +58,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(settings_for):
         assert second[key] == whole[key], key
 
 
+def test_a_run_that_ends_after_some_epochs_goes_on_bit_for_bit(settings_for):
+    whole = run(settings_for("--name", "whole", *SHORT))
+    config = settings_for("--name", "parted", *SHORT)
+    part = config.replace({"train.stop_after": 1, "train.eval_epochs": 99})
+    first = run(part)
+    assert (first["status"], first["reason"], first["epochs"]) == ("stopped", "train.stop_after = 1", 1)
+    assert "val_top1" in first["curve"][-1]  # its end is evaluated, whatever train.eval_epochs says
+    again = run(part)  # nothing is left to do
+    assert (again["status"], again["weights_sha256"]) == ("stopped", first["weights_sha256"])
+    rest = run(config)
+    assert (rest["status"], rest["reason"]) == ("finished", None)
+    for key in ("weights_sha256", "data_digest", "curve", "train_loss_mean", "steps"):
+        assert rest[key] == whole[key], key
+
+
 def test_exactly_the_states_that_were_evaluated_have_a_top1(settings_for):
     """Checkpoints in the middle of an epoch do not pass for its end; some are left out where storage is slow."""
     flags = ("--train.checkpoint_steps", "4", "--train.keep", "99", "--tracking.log_steps", "6")
