@@ -3,14 +3,16 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # He et al. 2015, Table 2: top-1 error on ImageNet's validation set, 10-crop, option A, per cent.
 PAPER_TABLE_2 = {("plain", 18): 27.94, ("plain", 34): 28.54, ("resnet", 18): 27.88, ("resnet", 34): 25.03}
@@ -66,20 +68,31 @@ def cells(runs: Sequence[NetRun]) -> list[tuple[str, ...]]:
 
 def table_text(runs: Sequence[NetRun]) -> str:
     """The table for a terminal or a job's log."""
-    table = Table(box=box.SIMPLE_HEAD, title="Depth study", title_justify="left")
-    for title in TITLES:
-        table.add_column(title, justify="left" if title == TITLES[0] else "right", no_wrap=True)
-    for row in cells(runs):
-        table.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=WIDTH, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+    return text_table("Depth study", TITLES, cells(runs), left=TITLES[:1], width=WIDTH)
 
 
 def table_markdown(runs: Sequence[NetRun]) -> str:
     """The table for MLflow's description of a run."""
-    lines = [TITLES, tuple("---" for _ in TITLES), *cells(runs)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown_lines(TITLES, cells(runs)))
+
+
+def text_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[str],
+               width: int, tight: bool = False) -> str:  # fmt: skip
+    """Plain text, `width` columns at most: cells that do not fit end in an ellipsis. `left` are not numbers."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=not tight, collapse_padding=tight)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+def markdown_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The same as a table in Markdown: two lines of head, then one a row."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
 
 
 def figure4(runs: Sequence[NetRun]) -> dict[str, bytes]:
@@ -96,7 +109,7 @@ def figure4(runs: Sequence[NetRun]) -> dict[str, bytes]:
             _draw(axes, name, same, COLOURS[depths.index(same[0].depth) % len(COLOURS)])
         _dress(axes, title)
     left.set_ylabel("error (%)")
-    return {kind: _save(figure, kind) for kind in ("svg", "png")}
+    return save(figure)
 
 
 def _draw(axes: "Axes", name: str, runs: Sequence[NetRun], colour: str) -> None:
@@ -122,20 +135,28 @@ def _dress(axes: "Axes", title: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     if axes.lines:
         axes.legend(frameon=False, title="bold: validation, thin: training", title_fontsize="small", loc="upper right")
 
 
-def _save(figure: Any, kind: str) -> bytes:
-    """The same runs give the same bytes: no date, and a fixed salt in place of random ids."""
+def open_frame(axes: "Axes") -> None:
+    """A faint grid in a frame that is open above and to the right."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: "Figure") -> dict[str, bytes]:
+    """{"svg": ..., "png": ...}; the same figure gives the same bytes: no date, a fixed salt in place of random ids."""
     from matplotlib import rc_context
 
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "skiplane"}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return buffer.getvalue()
+    files = {}
+    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        with rc_context({"svg.hashsalt": "skiplane"}):
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        files[kind] = buffer.getvalue()
+    return files
 
 
 def spread(values: Sequence[float], form: str) -> str:
