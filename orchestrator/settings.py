@@ -8,7 +8,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,8 +49,8 @@ class Parser(argparse.ArgumentParser):
     """argparse that raises one sentence instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        raise ConfigError(_unknown(unknown[1].split("=")[0].lstrip("-")) if unknown else message)
+        found = re.search(r"unrecognized arguments: (\S+)", message)
+        raise ConfigError(unknown(found[1].split("=")[0].lstrip("-")) if found else message)
 
 
 class _Flags(RunConfig, BaseSettings):
@@ -107,7 +107,7 @@ def load(argv: Sequence[str], own: argparse.ArgumentParser, edge: Edge) -> tuple
 
 
 def resolve(config: RunConfig, edge: Edge) -> RunConfig:
-    """Fills what depends on the surroundings: data.root, cluster.storage, tracking.uri, tracking.experiment."""
+    """Fills what depends on the surroundings: places, tracking.uri, tracking.experiment."""
     changes = {
         "data.root": _url("data.root", config.data.root, READ)
         or _path("data.root", config.data.root, edge)
@@ -117,6 +117,7 @@ def resolve(config: RunConfig, edge: Edge) -> RunConfig:
         or _path("cluster.storage", config.cluster.storage, edge)
         or str(edge.home / "runs"),
         "model.init": _path("model.init", config.model.init, edge),
+        "train.fork": _url("train.fork", config.train.fork, WRITTEN) or _path("train.fork", config.train.fork, edge),
         "tracking.uri": config.tracking.uri or edge.tracking_uri or f"sqlite:///{edge.home / 'mlflow.db'}",
         "tracking.experiment": config.tracking.experiment or config.data.name,
     }
@@ -134,7 +135,7 @@ def sentences(error: ValidationError) -> str:
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(_unknown(name))
+            lines.append(unknown(name))
         elif item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
             lines.append(str(item["ctx"]["error"]))  # a rule over several settings names them itself
         else:
@@ -149,9 +150,12 @@ def _what(item: Any) -> str:
     return f"is {item['input']!r}; {message}"
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, list(flatten(RunConfig())), n=1, cutoff=0.5)
-    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "; --help lists them all")
+def unknown(name: str, known: Iterable[str] | None = None, prefix: str = "") -> str:
+    """A name that is none of those known (None: the settings), with the nearest one; `prefix` stands before both."""
+    near = difflib.get_close_matches(name, list(known or flatten(RunConfig())), n=1, cutoff=0.5)
+    return f"{prefix}{name}: no such setting" + (
+        f"; did you mean {prefix}{near[0]}?" if near else "; --help lists them all"
+    )
 
 
 def _recipe(name: str | None) -> dict[str, Any]:

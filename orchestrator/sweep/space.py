@@ -18,6 +18,7 @@ Point = dict[str, Any]
 DIGITS = 4  # significant ones of a drawn float: its text in names and commands is the value itself
 SHUFFLED = 2**16  # points of the largest grid that is shuffled as a whole
 ATTEMPTS = 1000  # to draw a point that was not drawn before
+MUTABLE = ("optim.lr", "optim.weight_decay", "optim.momentum")  # what may change while a trial trains (pbt)
 SHUFFLE, DRAW = 1, 2  # purposes of random numbers
 
 
