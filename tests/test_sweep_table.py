@@ -87,7 +87,7 @@ def test_many_trials_show_those_that_run_and_the_best() -> None:
 @pytest.mark.parametrize("extra", [0, 3, 12])
 def test_lines_fit_and_are_plain(metric: str, extra: int) -> None:
     """However many settings vary and however long a cause is; what has no room is named."""
-    wide = {f"optim.set{i}": 0.123456789 for i in range(extra)}
+    wide = {f"optim.set{i}": 0.1 for i in range(extra)}
     reason = "a bad image cap\nover two lines: " + 20 * "and more of it "
     trials = [trial(i, top1=0.5, state="failed", reason=reason, title=f"resnet-18 {20 * 'x'}", config=wide)
               for i in range(1, 12)]  # fmt: skip
