@@ -14,8 +14,8 @@ def multiply_adds(trial: Trial) -> float:
 
 
 def seconds(trial: Trial) -> float:
-    """The cost of having it: seconds of training and evaluation."""
-    return trial.seconds
+    """The cost of having it: seconds of training and evaluation, so far."""
+    return trial.seconds or (trial.reports[-1].seconds if trial.reports else 0.0)
 
 
 def ranked(trials: Iterable[Trial], metric: str) -> list[Trial]:
