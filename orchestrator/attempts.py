@@ -118,6 +118,8 @@ class Attempts:
         if not before:
             if source == "from memory":
                 self.say(f"going on at {where}, {source}: newer than the checkpoint in storage")
+            elif source == f"from {self.config.train.fork}":
+                self.say(f"beginning at {where}, {source}")
             return
         self.resizes, self.repeated = self.resizes + (before != self.workers), self.repeated + repeated
         what = "resumed" if before == self.workers else f"resize {before} -> {self.workers}"
@@ -159,7 +161,8 @@ class Attempts:
 
     def _announce(self, size: Size, step: int) -> None:
         epoch, at = self.plan.position(step)
-        where = f"from epoch {epoch + 1} step {at}" if step else "from the start"
+        begins = "from train.fork" if self.config.train.fork else "from the start"
+        where = f"from epoch {epoch + 1} step {at}" if step else begins
         device = "1 GPU" if size.gpus else f"{size.cpus} CPU"
         share = efficiency(self.config.data.lanes, size.workers)
         self.say(

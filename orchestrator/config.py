@@ -215,6 +215,12 @@ class TrainConfig(Section):
     )
     global_batch: int = setting(256, IDENTITY, "images of one step over all workers; data.lanes divides it", ge=1)
     seed: int = setting(0, IDENTITY, "of the weights, the order and the augmentation", ge=0, lt=2**32)
+    fork: str = setting(
+        "",
+        IDENTITY,
+        "checkpoint to begin from, with everything it holds: weights, momentum, position, curve: "
+        "RUN_FOLDER/checkpoints/step-...; only optim.* and train.epochs may differ from that run's",
+    )
     precision: Literal["fp32", "bf16"] = setting("fp32", IDENTITY, "of the forward pass; weights and sums stay fp32")
     reduce: Literal["fast", "ordered", "exact"] = setting(
         "fast", IDENTITY, "how lanes are summed: DDP | by rank | fixed point"

@@ -20,6 +20,7 @@ from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.plan import Plan, counts_of, make_plan
 from orchestrator.progress import Ear, Lines, Show
 from orchestrator.state.checkpoints import Checkpoints, step_of
+from orchestrator.state.fork import check_fork
 from orchestrator.state.lease import lease
 from orchestrator.state.records import (
     Result,
@@ -71,6 +72,7 @@ def run(config: RunConfig, *, parent: str | None = None, say: Say = print, tags:
     if (done := read_result(storage)) and _ended_before(done, config):
         say(f"run {config.name} is {done.status}: top-1 {_percent(done.top1)}; another --name trains anew")
         return done
+    check_fork(config, plan, dataset.digest)
     life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say))
     return life.live(parent, dict(tags or {}), mlflow_run_id, stop)
 

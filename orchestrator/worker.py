@@ -21,10 +21,11 @@ from orchestrator.feed import threads_of, training_feed
 from orchestrator.plan import counts_of, eval_ids, lanes_of, learning_rate, make_plan
 from orchestrator.rhythm import Ask, Rhythm
 from orchestrator.state.checkpoints import Checkpoints, Owner, step_of, weights_sha256
+from orchestrator.state.fork import check_position, check_tensors
 from orchestrator.state.lease import Fence
 from orchestrator.state.memory import Memory
 from orchestrator.state.packed import Progress
-from orchestrator.state.restore import restore
+from orchestrator.state.restore import Restored, restore
 from orchestrator.state.saver import BackgroundSaver
 from orchestrator.state.storage import Storage
 from orchestrator.tally import Tally, now_ms
@@ -81,7 +82,7 @@ class Worker:
         self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=_owner(job.fence))
         self.saver = BackgroundSaver(self.checkpoints, self.memory, self._say_where)
         stack.callback(self.saver.close)
-        restored = restore(self.checkpoints, self.memory, job.resume, context)
+        restored = self._restore(job)
         progress = restored.checkpoint.progress if restored else BEGINNING
         self.feed = training_feed(job.config, self.dataset, self.plan, context, progress.step)
         stack.callback(self.feed.close)
@@ -89,7 +90,7 @@ class Worker:
         self.quarantine = {name: self._quarantine(name) for name in self.reader}
         self.step = self._build_step()
         if restored:
-            self.step.load_state_dict(restored.checkpoint.tensors)
+            self._load(restored)
         self.tally = Tally(progress)
         self.rhythm = Rhythm(
             job.config.train.checkpoint_steps,
@@ -228,6 +229,20 @@ class Worker:
         memory = Memory(job.run_id, owner=(job.fence.number, job.fence.attempt) if job.fence else (0, 0))
         memory.sweep()
         return memory
+
+    def _restore(self, job: Job) -> Restored | None:
+        """What the run goes on from; None at its beginning."""
+        fork = job.config.train.fork
+        restored = restore(self.checkpoints, self.memory, job.resume, self.context, fork)
+        if restored and restored.forked:
+            check_position(fork, restored.checkpoint.progress, self.plan)
+        return restored
+
+    def _load(self, restored: Restored) -> None:
+        """Into the step."""
+        if restored.forked:
+            check_tensors(self.config.train.fork, restored.checkpoint.tensors, self.step.model)
+        self.step.load_state_dict(restored.checkpoint.tensors)
 
     def _keep(self, wanted: Ask) -> None:
         """The state into storage, by rank 0, and into memory, by one rank a node. All ranks call it."""

@@ -24,6 +24,8 @@ from pipelines.errors import ClusterError
 T = TypeVar("T")
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 NAME = re.compile(rf"{FOLDER}/step-(\d+)(?:-(\d+)\.(\d+))?")
+# What reading a checkpoint raises whose bytes are not what they should be.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError)
 MARGIN = 1.05  # free bytes that a checkpoint wants: its own and what the file system needs for them
 
 
@@ -82,11 +84,18 @@ class Checkpoints:
 
     def read(self, name: str) -> Packed | None:
         """One checkpoint's files; None, with a warning, where they are not what the manifest says."""
-        return self._unless_damaged(name, lambda: self._verified(name))
+        return self._unless_damaged(name, lambda: self.verified(name))
 
     def load(self, name: str) -> Checkpoint | None:
         """One checkpoint; None, with a warning, where it is damaged."""
-        return self._unless_damaged(name, lambda: self._verified(name).unpack(name))
+        return self._unless_damaged(name, lambda: self.verified(name).unpack(name))
+
+    def verified(self, name: str) -> Packed:
+        """One checkpoint's files. Raises one of DAMAGE where they are not what the manifest says."""
+        manifest = self._manifest(name)
+        packed = Packed(_key(name)[0], manifest.get("top1"), {f: self._read(f"{name}/{f}") for f in manifest["files"]})
+        packed.check(manifest["files"])
+        return packed
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -143,16 +152,10 @@ class Checkpoints:
     def _unless_damaged(self, name: str, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
+        except DAMAGE as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             self._warn(f"checkpoint {name} is damaged ({cause}); using the one before it")
             return None
-
-    def _verified(self, name: str) -> Packed:
-        manifest = self._manifest(name)
-        packed = Packed(_key(name)[0], manifest.get("top1"), {f: self._read(f"{name}/{f}") for f in manifest["files"]})
-        packed.check(manifest["files"])
-        return packed
 
     def _first(self, names: Iterable[str]) -> Checkpoint | None:
         return next((found for found in map(self.load, names) if found), None)

@@ -1,5 +1,7 @@
 """Which state a group goes on from: the newest of what its nodes hold in memory and of the checkpoint in storage.
 
+Where there is neither, a forked run begins with its donor's checkpoint (train.fork).
+
 One rank reads, all others get its bytes over the process group: replicas are equal, and a bucket is asked once.
 """
 
@@ -11,6 +13,7 @@ import torch.distributed as dist
 
 from orchestrator.context import Context
 from orchestrator.state.checkpoints import Checkpoints, age_of
+from orchestrator.state.fork import read_fork, unpack_fork
 from orchestrator.state.memory import Age, Memory
 from orchestrator.state.packed import Checkpoint, Packed
 
@@ -26,13 +29,17 @@ class Restored:
     """The state that all ranks go on from."""
 
     checkpoint: Checkpoint
-    source: str  # "memory of NODE", "the checkpoint in storage"
+    source: str  # "from memory", "from the checkpoint in storage"
+    forked: bool = False  # from another run's
 
 
-def restore(checkpoints: Checkpoints, memory: Memory | None, resume: str | None, context: Context) -> Restored | None:
+def restore(
+    checkpoints: Checkpoints, memory: Memory | None, resume: str | None, context: Context, fork: str = ""
+) -> Restored | None:
     """Every rank calls it; None where the run begins. resume: the driver's choice among the checkpoints in storage.
 
-    Of two states that are equally new, storage's is taken. Raises CheckpointGone where that cannot be read.
+    Of two states that are equally new, storage's is taken. fork: train.fork. Raises CheckpointGone where that cannot be
+    read; ConfigError or DataError where it is the fork that cannot.
     """
     found = memory.newest() if memory and context.rank == context.node_ranks[0] else None
     age, own = found or (NONE, None)
@@ -41,6 +48,8 @@ def restore(checkpoints: Checkpoints, memory: Memory | None, resume: str | None,
         rank = held.index(max(held))
         packed = _share(lambda: own, rank, context)
         return Restored(packed.unpack(f"memory of rank {rank}"), "from memory")
+    if resume is None and fork:
+        return Restored(unpack_fork(fork, _share(lambda: read_fork(fork), 0, context)), f"from {fork}", forked=True)
     if resume is None:
         return None
     return Restored(
