@@ -18,7 +18,7 @@ from orchestrator.config import RunConfig
 from orchestrator.settings import sentences
 from orchestrator.state.records import Result
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import NullTracker, Tracker, open_tracker
+from orchestrator.tracking import NullTracker, Tracker, open_tracker, study_view
 from orchestrator.verdict import DEGRADATION_NATS, Row, Verdict, verdict
 from pipelines.errors import ConfigError, TrainingError
 
@@ -107,7 +107,8 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
         with cluster():
             rows = [_train(child, f"[{number}/{len(runs)}]", config.name, tracker, train, say)
                     for number, child in enumerate(runs, 1)]  # fmt: skip
-        study = _show(storage, rows, tracker.view(config.name, [row.mlflow_run_id or "" for row in rows]), say)
+        shown = study_view(config.name, [row.mlflow_run_id or "" for row in rows])
+        study = _show(storage, rows, tracker.view(shown), say)
         _track(tracker, study)
         status = "FINISHED"
     except stops:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import processes, services
-from orchestrator.tracking import DatasetRef, Metric, open_tracker, server
+from orchestrator.tracking import DatasetRef, Metric, open_tracker, server, study_view
 from orchestrator.tracking.runs import MlflowTracker
 from pipelines.errors import ClusterError, ConfigError
 from tests import browser
@@ -184,7 +184,7 @@ def test_saved_view_opens_the_curves_side_by_side(real: RealServer) -> None:
         child.metrics(points(0, 20))
         assert child.finish("FINISHED") == 0
         runs[name] = child.run_id
-    link = parent.view("demo", list(runs.values()))
+    link = parent.view(study_view("demo", list(runs.values())))
     parent.finish("FINISHED")
     names = "p => [...new Set((p.data || []).map(d => d.name))].sort()"
     script = f"[...document.querySelectorAll('.js-plotly-plot')].map({names})"

@@ -1,7 +1,7 @@
 """The study's logic, with training and tracking replaced by what they return; real ones run in the end-to-end tests."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jobs import study as job
 from orchestrator import study
 from orchestrator.config import RunConfig
 from orchestrator.state.records import Result
-from orchestrator.tracking import NullTracker
+from orchestrator.tracking import NullTracker, View
 from pipelines.errors import ConfigError, TrainingError
 
 LOSSES = {"plain-18": 0.04, "plain-34": 0.7, "resnet-18": 0.01, "resnet-34": 0.02}
@@ -37,8 +37,8 @@ class Tracker(NullTracker):
     def file(self, content: bytes, name: str) -> None:
         self.files.append(name)
 
-    def view(self, name: str, run_ids: Sequence[str]) -> str | None:
-        return f"http://view/{name}/{len(run_ids)}"
+    def view(self, view: View) -> str | None:
+        return f"http://view/{view.name}/{view.runs}"
 
     def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
         self.ended.append(status)

@@ -246,7 +246,12 @@ def test_null_tracker_hears_everything() -> None:
     silent.note("")
     silent.file(b"", "f")
     silent.table([{"a": 1}], "f.json")
-    assert (silent.view("v", []), silent.run_id, silent.url, silent.finish("FINISHED")) == (None, None, None, 0)
+    assert (silent.view(views.study_view("v", [])), silent.run_id, silent.url, silent.finish("FINISHED")) == (
+        None,
+        None,
+        None,
+        0,
+    )
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
@@ -323,7 +328,7 @@ class Client:
 
 def test_saved_view_shows_loss_and_error_of_all_runs() -> None:
     client, runs = Client(), [f"{i:032x}" for i in range(12)]
-    key = views.save(client, "3", "demo", runs)
+    key = views.save(client, "3", views.study_view("demo", runs))
     (name, value), *_ = client.tags.items()
     assert name == f"3 mlflow.sharedViewState.{key}"
     view = json.loads(value)
@@ -338,9 +343,50 @@ def test_saved_view_shows_loss_and_error_of_all_runs() -> None:
 
 def test_view_of_the_same_runs_replaces_itself() -> None:
     client = Client()
-    keys = {views.save(client, "3", "demo", ["a", "b"]) for _ in range(2)} | {views.save(client, "3", "demo", ["a"])}
+    keys = {views.save(client, "3", views.study_view("demo", runs)) for runs in (["a", "b"], ["a", "b"], ["a"])}
     assert len(keys) == len(client.tags) == 2
 
 
 def test_plain_link_names_the_runs() -> None:
-    assert "searchFilter=attributes.run_id IN ('a','b')&" in unquote(views.plain_url("http://h", "3", ["a", "b"]))
+    link = unquote(views.plain_url("http://h", "3", views.study_view("demo", ["a", "b"])))
+    assert "searchFilter=attributes.run_id IN ('a','b')&orderByKey=metrics.`val/error`&orderByAsc=true" in link
+
+
+def sweep(metric: str = "val/top1", runs: int = 12) -> views.View:
+    return views.sweep_view(
+        "s1", "p" * 32, ["model.depth", "optim.lr"], metric, more_is_better=metric != "val/loss", runs=runs
+    )
+
+
+def test_view_of_a_sweep_has_its_children_best_first() -> None:
+    state = views.state(sweep())
+    assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{'p' * 32}'"
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val/top1_best`", False)
+    assert state["selectedColumns"] == ["metrics.`val/top1_best`", "metrics.`val/top1`", "params.`model.depth`",
+                                        "params.`optim.lr`", "tags.`skiplane.state`"]  # fmt: skip
+    shown = [(chart["type"], chart["metricKey"]) for chart in state["compareRunCharts"]]
+    assert shown == [("PARALLEL", "val/top1_best"), ("BAR", "val/top1_best"), ("LINE", "val/top1"),
+                     ("LINE", "train/loss"), ("LINE", "val/loss")]  # fmt: skip
+    parallel = state["compareRunCharts"][0]
+    assert (parallel["selectedParams"], parallel["selectedMetrics"]) == (["model.depth", "optim.lr"], ["val/top1_best"])
+    assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == 5
+
+
+def test_view_of_a_sweep_by_loss_has_the_least_first() -> None:
+    state = views.state(sweep("val/loss"))
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val/loss`", True)
+    assert state["selectedColumns"][:2] == ["metrics.`val/loss`", "params.`model.depth`"]
+
+
+def test_view_of_a_sweep_is_as_small_for_a_thousand_trials() -> None:
+    client = Client()
+    assert views.save(client, "3", sweep(runs=12)) == views.save(client, "3", sweep(runs=1000))
+    (value,) = client.tags.values()
+    assert len(value) < 4_000
+    assert all(chart["runsCountToCompare"] == 1000 for chart in views.state(sweep(runs=1000))["compareRunCharts"])
+
+
+def test_plain_link_to_a_sweep() -> None:
+    link = unquote(views.plain_url("http://h", "3", sweep()))
+    assert f"searchFilter=tags.`mlflow.parentRunId` = '{'p' * 32}'&" in link
+    assert link.endswith("orderByKey=metrics.`val/top1_best`&orderByAsc=false")

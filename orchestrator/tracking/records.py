@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestrator.tracking.views import View
+
 # MLflow's rule (its docs: "Logging metrics"), narrowed to ASCII. A bad name would poison the batch it is sent in.
 _NAME = re.compile(r"[A-Za-z0-9_\-. :/]{1,250}")
 
@@ -85,8 +87,8 @@ class Tracker(Protocol):
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Shows rows of the same keys, one at least, as a table under `name` (.json), in place of the one before."""
 
-    def view(self, name: str, run_ids: Sequence[str]) -> str | None:
-        """A link that opens the curves of these runs side by side; None without a server."""
+    def view(self, view: View) -> str | None:
+        """A link that opens runs of this run's experiment side by side; None without a server."""
 
     def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
         """Ends the run as FINISHED, FAILED or KILLED, after what waits; returns how many records did not go."""
@@ -113,7 +115,7 @@ class NullTracker:
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Nothing."""
 
-    def view(self, name: str, run_ids: Sequence[str]) -> str | None:
+    def view(self, view: View) -> str | None:
         """No link."""
         return None
 

@@ -51,15 +51,15 @@ class MlflowTracker:
         self._tables[name] = None
         self._outbox.put([File(name, tables.content(rows)), Tags(tables.tag(self._tables))])
 
-    def view(self, name: str, run_ids: Sequence[str]) -> str | None:
+    def view(self, view: views.View) -> str | None:
         """A saved view, or the plain link where it cannot be saved."""
         if not self._server.is_http:
             return None
         try:
-            key = views.save(self._server.client, self._experiment_id, name, run_ids)
+            key = views.save(self._server.client, self._experiment_id, view)
         except Exception as error:
-            log.warning("the view '%s' could not be saved: %s", name, error)
-            return views.plain_url(self._server.shown, self._experiment_id, run_ids)
+            log.warning("the view '%s' could not be saved: %s", view.name, error)
+            return views.plain_url(self._server.shown, self._experiment_id, view)
         return views.view_url(self._server.shown, self._experiment_id, key)
 
     def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
@@ -74,23 +74,50 @@ def open_tracker(uri: str, experiment: str, name: str, *, run_id: str | None = N
                  outbox: Outbox | None = None) -> Tracker:  # fmt: skip
     """Opens a run, or goes on with `run_id`; makes schema and experiment where they are missing. For the driver only.
 
-    A parameter of MLflow never changes: where one differs on going on, the new value becomes the tag `now.<name>`.
+    Going on, a run gets what it does not have yet, all of it after `new_run`; its name stays. A parameter of MLflow
+    never changes: where one differs, the new value becomes the tag `now.<name>`.
     Raises ClusterError where the server does not answer (within 10 s) or fails, ConfigError for a URI, run or
     experiment that cannot be used.
     """
-    server = Server(uri)
-    tags = (
-        {"mlflow.source.type": "JOB"} | _user() | ({"mlflow.parentRunId": parent_id} if parent_id else {}) | dict(tags)
-    )
+    server, tags = Server(uri), _tags(parent_id) | dict(tags)
     if run_id is None:
         experiment_id, reached = server.experiment(experiment), dict[str, int]()
         run_id = server.new_run(experiment_id, name, tags)
         server.describe(run_id, dict(params), dataset)
     else:
-        experiment_id, old, reached = server.reopen(run_id)
+        known = server.reopen(run_id)
+        experiment_id, old, reached = known.experiment_id, known.params, known.reached
         tags |= {f"now.{k}": v for k, v in params.items() if old.get(k, v) != v}
-        server.describe(run_id, {k: v for k, v in params.items() if k not in old}, None, tags)
+        missing = {k: v for k, v in params.items() if k not in old}
+        server.describe(run_id, missing, None if known.has_dataset else dataset, tags)
     return MlflowTracker(server, experiment_id, run_id, reached, outbox or MemoryOutbox())
+
+
+def new_run(uri: str, experiment: str, name: str, *, parent_id: str | None, tags: Mapping[str, str]) -> str:
+    """Makes a run that waits (SCHEDULED), to be gone on with by `open_tracker`; returns its id.
+
+    Three requests, and one for whether the server is there. Raises as `open_tracker` does.
+    """
+    server = Server(uri)
+    return server.new_run(server.experiment(experiment), name, _tags(parent_id) | dict(tags), status="SCHEDULED")
+
+
+def end_run(uri: str, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+    """Ends a run that nobody has open, as FINISHED, FAILED or KILLED. Raises as `open_tracker` does."""
+    Server(uri).end(run_id, status, dict(tags))
+
+
+def child_runs(uri: str, parent_id: str, tag: str) -> dict[str, str]:
+    """{value of `tag`: run id} of a run's children that have the tag, of several the oldest; deleted ones are left out.
+
+    For a driver that died after it made a run and before it noted that. Raises as `open_tracker` does.
+    """
+    return Server(uri).children(parent_id, tag)
+
+
+def _tags(parent_id: str | None) -> dict[str, str]:
+    """What every run has, and whose child it is."""
+    return {"mlflow.source.type": "JOB"} | _user() | ({"mlflow.parentRunId": parent_id} if parent_id else {})
 
 
 def _user() -> dict[str, str]:

@@ -7,6 +7,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,20 @@ from pipelines.errors import ClusterError, ConfigError
 
 REQUEST_S = 10  # for one request
 ITEMS = 100  # tags or params in one request
+PAGE = 1000  # runs in one answer
 DIGEST = 36  # characters of a dataset's digest
 # Trying again cannot help: the request itself is wrong, or what it is about is gone.
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run that is gone on with has already."""
+
+    experiment_id: str
+    params: dict[str, str]
+    reached: dict[str, int]  # the last step of each of its metrics
+    has_dataset: bool
 
 
 class Server:
@@ -60,23 +73,49 @@ class Server:
                 raise
             return str(self.client.get_experiment_by_name(name).experiment_id)  # another driver was faster
 
-    def new_run(self, experiment_id: str, name: str, tags: dict[str, str]) -> str:
-        """A new run's id."""
+    def new_run(self, experiment_id: str, name: str, tags: dict[str, str], status: str = "RUNNING") -> str:
+        """A new run's id. MLflow makes every run RUNNING; another status takes a second request."""
         with self._opening():
-            return str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+            run_id = str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+            if status != "RUNNING":
+                self.client.update_run(run_id, status=status)
+        return run_id
 
-    def reopen(self, run_id: str) -> tuple[str, dict[str, str], dict[str, int]]:
-        """Sets an existing run RUNNING; returns its experiment, its params, the last step of each of its metrics."""
-        with self._opening(
-            missing=f"run {run_id} is not at {self.shown}; set tracking.uri to where the run was started"
-        ):
-            run = self.client.get_run(run_id)
-            if run.info.lifecycle_stage != "active":
-                raise ConfigError(f"MLflow run {run_id} was deleted at {self.shown}; restore it (mlflow runs restore "
-                                  f"--run-id {run_id}) or take another --name")  # fmt: skip
+    def reopen(self, run_id: str) -> Known:
+        """Sets an existing run RUNNING; returns what it has."""
+        with self._opening(missing=self._missing(run_id)):
+            run = self._active(run_id)
             steps = {key: max(m.step for m in self.client.get_metric_history(run_id, key)) for key in run.data.metrics}
             self.client.update_run(run_id, status="RUNNING")
-        return str(run.info.experiment_id), dict(run.data.params), steps
+        return Known(str(run.info.experiment_id), dict(run.data.params), steps, bool(run.inputs.dataset_inputs))
+
+    def end(self, run_id: str, status: str, tags: dict[str, str]) -> None:
+        """Tags, then the end of a run, whatever it was before."""
+        with self._opening(missing=self._missing(run_id)):
+            self._log(run_id, tags=tags)
+            self.client.set_terminated(run_id, status)
+
+    def children(self, parent_id: str, tag: str) -> dict[str, str]:
+        """{value of the tag: run id} of a run's children, of several the oldest."""
+        where, found, page = f"tags.`mlflow.parentRunId` = '{parent_id}'", dict[str, str](), None
+        with self._opening(missing=self._missing(parent_id)):
+            experiment_id = self._active(parent_id).info.experiment_id
+            while page != "":
+                runs = self.client.search_runs([experiment_id], where, max_results=PAGE, page_token=page)
+                found |= {run.data.tags[tag]: run.info.run_id for run in runs if tag in run.data.tags}  # newest first
+                page = runs.token or ""
+        return found
+
+    def _active(self, run_id: str) -> Any:
+        """The run. Raises ConfigError where it was deleted."""
+        run = self.client.get_run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise ConfigError(f"MLflow run {run_id} was deleted at {self.shown}; restore it (mlflow runs restore "
+                              f"--run-id {run_id}) or take another --name")  # fmt: skip
+        return run
+
+    def _missing(self, run_id: str) -> str:
+        return f"run {run_id} is not at {self.shown}; set tracking.uri to where the run was started"
 
     def describe(self, run_id: str, params: dict[str, str], dataset: DatasetRef | None,
                  tags: dict[str, str] | None = None) -> None:  # fmt: skip
@@ -122,10 +161,10 @@ class Server:
 
         if metrics:
             self.client.log_batch(run_id, metrics=metrics)
-        for part in _parts(list((tags or {}).items())):
-            self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in part])
-        for part in _parts(list((params or {}).items())):
-            self.client.log_batch(run_id, params=[Param(k, v) for k, v in part])
+        parts = [_parts(list((items or {}).items())) for items in (tags, params)]
+        for some_tags, some_params in zip_longest(*parts, fillvalue=[]):
+            pairs = {"tags": [RunTag(k, v) for k, v in some_tags], "params": [Param(k, v) for k, v in some_params]}
+            self.client.log_batch(run_id, **pairs)
 
     @contextlib.contextmanager
     def _opening(self, missing: str = "") -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""Links into MLflow's pages, and the saved view that shows curves side by side.
+"""Links into MLflow's pages, and the saved views that show runs side by side.
 
-A view is an experiment's tag in a format internal to MLflow's pages (seen in 3.17.2; mlflow is pinned, and a test opens
-one in a browser where there is one). `plain_url` is the way without it.
+A view is an experiment's tag in a format internal to MLflow's pages (seen in 3.17.2; mlflow is pinned, and tests open
+views in a browser where there is one). `plain_url` is the way without it.
 """
 
 import base64
@@ -10,12 +10,63 @@ import json
 import time
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 from urllib.parse import quote
 
-CURVES = ("train/loss", "val/error", "train/top1", "perf/images_per_s")  # in this order, two in a row
-SORT = "metrics.`val/error`"  # any metric: sorted by date, children hide under their parent
 MODE = "compareRunsMode=CHART&workflowType=machine_learning"
+DRAWN = 20  # runs in a chart, at least; a view of more has them all
+
+
+@dataclass(frozen=True)
+class Chart:
+    """LINE: a curve over steps for each run. BAR: each run's last value. PARALLEL: `params` beside the last value."""
+
+    metric: str
+    kind: Literal["LINE", "BAR", "PARALLEL"] = "LINE"
+    params: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """Runs side by side: which, in which order, with which charts (two in a row) and columns."""
+
+    name: str  # listed under it
+    where: str  # which runs, as MLflow searches them
+    runs: int  # about how many these are
+    sort: str  # a metric: sorted by date, children hide under their parent
+    ascending: bool  # the best come first
+    charts: tuple[Chart, ...]
+    columns: tuple[str, ...]  # metrics.`...`, params.`...`, tags.`...`
+
+
+def study_view(name: str, run_ids: Sequence[str]) -> View:
+    """The curves of these runs. About 400 fit: a view has 20,000 bytes."""
+    curves = ("train/loss", "val/error", "train/top1", "perf/images_per_s")
+    where = f"attributes.run_id IN ({','.join(repr(run_id) for run_id in run_ids)})"
+    columns = (metric_column("train/loss"), metric_column("val/error"))
+    return View(name, where, len(run_ids), "val/error", True, tuple(map(Chart, curves)), columns)
+
+
+def sweep_view(name: str, parent_id: str, params: Sequence[str], metric: str, *, more_is_better: bool,
+               runs: int) -> View:  # fmt: skip
+    """All children of a run, best first: what was varied beside the result, and the curves.
+
+    `params` are the dotted names of what varies; `metric` is what the sweep goes by. Accuracies count by their best,
+    as MLflow's list knows the last value alone. Any number of runs: they are searched by their parent.
+    """
+    result = {"val/top1": "val/top1_best"}.get(metric, metric)
+    curves = dict.fromkeys(["val/top1", metric, "train/loss", "val/loss"])
+    charts = (Chart(result, "PARALLEL", tuple(params)), Chart(result, "BAR"), *map(Chart, curves))
+    columns = [metric_column(key) for key in dict.fromkeys([result, metric])]
+    columns += [f"params.`{name}`" for name in params] + ["tags.`skiplane.state`"]
+    where = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+    return View(name, where, runs, result, not more_is_better, charts, tuple(columns))
+
+
+def metric_column(metric: str) -> str:
+    """A metric as MLflow names columns and orders."""
+    return f"metrics.`{metric}`"
 
 
 def run_url(uri: str, experiment_id: str, run_id: str) -> str:
@@ -28,49 +79,53 @@ def view_url(uri: str, experiment_id: str, key: str) -> str:
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&{MODE}"
 
 
-def plain_url(uri: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+def plain_url(uri: str, experiment_id: str, view: View) -> str:
     """The same runs in MLflow's own arrangement of charts; ten of them at most are drawn."""
-    query = f"searchFilter={quote(_filter(run_ids))}&orderByKey={quote(SORT)}&orderByAsc=true"
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{MODE}&{query}"
+    order = f"orderByKey={quote(metric_column(view.sort))}&orderByAsc={str(view.ascending).lower()}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{MODE}&searchFilter={quote(view.where)}&{order}"
 
 
-def save(client: Any, experiment_id: str, name: str, run_ids: Sequence[str]) -> str:
-    """Saves a view of these runs, listed under `name`; returns its key. About 400 runs fit into the tag's 20,000 bytes.
+def save(client: Any, experiment_id: str, view: View) -> str:
+    """Saves a view; returns its key.
 
     The same name and runs give the same key: a study that is looked at again does not pile views up.
     """
-    key = hashlib.sha256(f"{name} {' '.join(run_ids)}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{view.name} {view.where}".encode()).hexdigest()[:32]
     now = time.time_ns() // 1_000_000
-    packed = base64.b64encode(zlib.compress(json.dumps(state(run_ids)).encode())).decode()
-    value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})
+    packed = base64.b64encode(zlib.compress(json.dumps(state(view)).encode())).decode()
+    value = json.dumps({"name": view.name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", value)
     return key
 
 
-def state(run_ids: Sequence[str]) -> dict[str, Any]:
+def state(view: View) -> dict[str, Any]:
     """The content of a view, as MLflow's pages keep it."""
     return {
-        "searchFilter": _filter(run_ids), "orderByKey": SORT, "orderByAsc": True, "startTime": "ALL",
-        "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
-        "selectedColumns": ["metrics.`train/loss`", SORT], "columnOrder": [], "columnWidths": {},
+        "searchFilter": view.where, "orderByKey": metric_column(view.sort), "orderByAsc": view.ascending,
+        "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
+        "selectedColumns": list(view.columns), "columnOrder": [], "columnWidths": {},
         "runsHiddenMode": "SHOW_ALL", "viewMaximized": False, "runListHidden": False, "isAccordionReordered": True,
         "useGroupedValuesInCharts": True, "hideEmptyCharts": True, "groupBy": None, "groupsExpanded": {},
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "compareRunSections": [{"uuid": "curves", "name": "Skiplane", "display": True, "isReordered": False,
                                 "deleted": False, "isGenerated": False, "columns": 2, "cardHeight": 300}],
-        "compareRunCharts": [_chart(key, len(run_ids)) for key in CURVES],
+        "compareRunCharts": [_chart(chart, view.runs) for chart in view.charts],
     }  # fmt: skip
 
 
-def _chart(metric: str, runs: int) -> dict[str, Any]:
-    return {
-        "uuid": metric.replace("/", "-"), "metricSectionId": "curves", "deleted": False, "isGenerated": False,
-        "type": "LINE", "metricKey": metric, "displayName": metric, "selectedMetricKeys": [metric],
-        "runsCountToCompare": max(runs, 20), "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear",
+def _chart(chart: Chart, runs: int) -> dict[str, Any]:
+    """A chart's card; a parallel one knows its axes by other names."""
+    name = chart.metric if chart.kind == "LINE" else f"{chart.metric} {chart.kind}"
+    card = {"uuid": name.replace("/", "-").replace(" ", "-"), "metricSectionId": "curves", "deleted": False,
+            "isGenerated": False, "type": chart.kind, "metricKey": chart.metric, "displayName": chart.metric,
+            "runsCountToCompare": max(runs, DRAWN)}  # fmt: skip
+    if chart.kind == "PARALLEL":
+        return card | {"selectedParams": list(chart.params), "selectedMetrics": [chart.metric], "showAllRuns": True,
+                       "displayName": "What was varied, and what came of it"}  # fmt: skip
+    if chart.kind == "BAR":
+        return card
+    return card | {
+        "selectedMetricKeys": [chart.metric], "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear",
         "range": {}, "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
         "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
     }  # fmt: skip
-
-
-def _filter(run_ids: Sequence[str]) -> str:
-    return f"attributes.run_id IN ({','.join(repr(run_id) for run_id in run_ids)})"
