@@ -72,20 +72,22 @@ class Range:
         """0 <= share < 1 -> a value; integers have the weight of the interval up to the next one."""
         if self.whole:
             return min(math.floor(self._between(self.high + 1, share)), int(self.high))
-        return self._inside(self._between(self.high, share))
+        return self.inside(self._between(self.high, share))
 
     def spread(self, count: int) -> Values:
         """`count` values, evenly spaced, ends included; integers are rounded, and may then be there twice."""
-        inner = [self._between(self.high, i / (count - 1)) for i in range(1, count - 1)]
-        return Values((self.low, *(round(x) if self.whole else self._inside(x) for x in inner), self.high))
+        inner = [self.inside(self._between(self.high, i / (count - 1))) for i in range(1, count - 1)]
+        return Values((self.low, *inner, self.high))
+
+    def inside(self, value: float) -> float:
+        """The nearest value that may be drawn: whole, or of DIGITS digits, and not beyond the ends."""
+        near = round(value) if self.whole else float(f"{value:.{DIGITS}g}")
+        return min(max(near, self.low), self.high)
 
     def _between(self, high: float, share: float) -> float:
         if self.log:
             return math.exp(math.log(self.low) + share * (math.log(high) - math.log(self.low)))
         return self.low + share * (high - self.low)
-
-    def _inside(self, value: float) -> float:
-        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
