@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from orchestrator.config import RunConfig, flatten
 from orchestrator.settings import sentences
 from orchestrator.sweep.config import SweepConfig
-from orchestrator.sweep.space import By, Point, Space, draws, grid, text
+from orchestrator.sweep.space import DIGITS, By, Point, Space, draws, grid, text
 from pipelines.errors import ConfigError
 
 
@@ -42,16 +42,25 @@ def flags(point: Point) -> list[str]:
 
 def known_points(space: Space, sweep: SweepConfig) -> list[Point]:
     """The trials that are certain before any has run: of a grid, of a random search, of pbt at birth; none of tpe."""
-    if sweep.search == "grid":
-        return grid(space)
-    return [] if sweep.search == "tpe" else draws(space, sweep.seed, sweep.trials)
+    return [] if sweep.search == "tpe" else likely_points(space, sweep)
+
+
+def likely_points(space: Space, sweep: SweepConfig) -> list[Point]:
+    """The same; for tpe as many random ones, which stand for those that it will choose."""
+    return grid(space) if sweep.search == "grid" else draws(space, sweep.seed, sweep.trials)
 
 
 def check(base: RunConfig, sweep: SweepConfig, space: Space) -> None:
-    """Refuses a space with a point that is no run: of the trials that are certain, and of each value or end of a range
-    beside the others' first. A search that goes on from there meets what is left. Raises ConfigError."""
+    """Refuses a space with a point that is no run, as far as `likely_points`, and each value or end of a range beside
+    the others' first, show it; tpe and pbt may meet another one later. Raises ConfigError."""
+    likely = likely_points(space, sweep)
+    if len(likely) < sweep.trials:
+        raise ConfigError(
+            f"sweep.trials is {sweep.trials}, and with {DIGITS} digits the space has but {len(likely)} points; "
+            f"widen a range, or ask for {len(likely)} at most"
+        )
     corners = [] if sweep.search == "grid" else _corners(space)  # a grid's are among its points
-    for point in [*known_points(space, sweep), *corners]:
+    for point in [*likely, *corners]:
         trial_config(base, sweep, trial_id(1), point)
 
 
