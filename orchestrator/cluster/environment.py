@@ -27,8 +27,13 @@ def prepare(home: Path) -> None:
     """Sets what is not set. Without a cluster to join, Ray's token is on, in our own file of mode 0600."""
     if "ray" in sys.modules:
         raise RuntimeError("prepare(home) comes before the first import of ray")
-    for name, value in DRIVER.items():
-        os.environ.setdefault(name, value)
+    for_driver()
     if not os.environ.get("RAY_ADDRESS") and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(home))
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def for_driver() -> None:
+    """What a process that starts groups needs, where `prepare` was not its first word: a trial's, for one."""
+    for name, value in DRIVER.items():
+        os.environ.setdefault(name, value)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -12,7 +12,7 @@ from orchestrator.sweep.trial import METRICS
 
 # The score of what is no finite number: below all others, and finite itself, or Tune's percentiles would be NaN.
 WORST = -1e30
-SHARES = {2: "half", 3: "third", 4: "quarter", 5: "fifth"}
+SHARES: dict[float, str] = {2: "half", 3: "third", 4: "quarter", 5: "fifth"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Asha(TuneRule):
     which the sweep's longest trial ends. A trial counts at a rung with its first report at or beyond it.
     """
 
-    def __init__(self, metric: str, grace: int, factor: int, end: int) -> None:
+    def __init__(self, metric: str, grace: int, factor: float, end: int) -> None:
         self._grace, self._factor, self._end = grace, factor, end
         self._scheduler: ASHAScheduler
         # A last report is told as such. Tune's own end would let a report beyond all rungs count at lower ones again.
@@ -90,9 +90,9 @@ class Asha(TuneRule):
 
     def rungs(self) -> list[int]:
         """Below the end: there nobody is stopped."""
-        rungs, rung = [], self._grace
+        rungs, rung = list[int](), float(self._grace)
         while rung < self._end:
-            rungs.append(rung)
+            rungs.append(ceil(rung))
             rung *= self._factor
         return rungs
 
@@ -107,7 +107,7 @@ class Asha(TuneRule):
 
     def _sentence(self, trial: Named, samples: int, score: float, others: list[float]) -> str:
         bar = float(np.percentile(others, 100 * (1 - 1 / self._factor)))
-        share = SHARES.get(self._factor, f"1/{self._factor}")
+        share = SHARES.get(self._factor, f"1/{self._factor:g}")
         trials = "1 trial" if len(others) == 1 else f"{len(others)} trials"
         return "asha: " + self._compared("", score, samples, bar, f"the best {share} of {trials} there")
 

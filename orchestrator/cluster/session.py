@@ -25,6 +25,7 @@ class Node:
     cpus: float
     gpus: float
     port: int = 0  # of its raylet
+    memory: float = 0.0  # bytes that it offers
 
     def fits(self, cpus: int, gpus: int) -> int:
         """How many workers of this size it holds."""
@@ -99,6 +100,7 @@ def nodes() -> list[Node]:
             n["Resources"].get("CPU", 0.0),
             n["Resources"].get("GPU", 0.0),
             n["NodeManagerPort"],
+            n["Resources"].get("memory", 0.0),
         )
         for n in ray.nodes()
         if n["Alive"]

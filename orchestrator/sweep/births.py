@@ -1,0 +1,103 @@
+"""From a draw to a trial: its run's settings, its name, what its net costs, its run in MLflow."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.config import RunConfig
+from orchestrator.plan import Counts, Plan, make_plan
+from orchestrator.state.checkpoints import Checkpoints, step_of
+from orchestrator.state.storage import Storage
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.runs import likely_points, title, trial_config, trial_id
+from orchestrator.sweep.search import Draw
+from orchestrator.sweep.space import Space
+from orchestrator.sweep.trial import Fork, Trial
+from orchestrator.tracking import end_run, new_run
+from pipelines.errors import ClusterError, ConfigError, DataError
+
+TRIAL = "skiplane.trial"  # tag of a trial's run in MLflow: its id
+
+
+@dataclass(frozen=True)
+class Births:
+    """What all trials of a sweep have in common. parent: the sweep's run in MLflow; None where nothing is tracked."""
+
+    base: RunConfig
+    sweep: SweepConfig
+    space: Space
+    counts: Counts
+    parent: str | None
+    say: Callable[[str], None]
+    born: Mapping[str, str] = field(default_factory=dict)  # trial -> its run in MLflow, if a driver died just then
+
+    def bear(self, number: int, draw: Draw) -> Trial | None:
+        """A new trial; one that cannot be trained is born failed. None while MLflow does not take its run."""
+        trial = Trial(trial_id(number), dict(draw.point), "", fork=draw.fork, stop_after=draw.stop_after)
+        try:
+            config = self.config(trial)
+            plan = make_plan(config, self.counts)
+        except (ConfigError, DataError) as error:
+            words = " ".join(f"{name}={value}" for name, value in draw.point.items())
+            return Trial(trial.id, trial.config, words, state="failed", reason=str(error))
+        named = Trial(
+            trial.id, trial.config, title(config, self.space), net=config.model.arch(plan.classes).name,
+            epochs=config.train.epochs, workers=config.cluster.workers, parameters=plan.parameters,
+            multiply_adds=plan.multiply_adds, fork=draw.fork, stop_after=draw.stop_after,
+        )  # fmt: skip
+        return self._tracked(named)
+
+    def config(self, trial: Trial) -> RunConfig:
+        """The settings of its run. Raises ConfigError, or DataError where what it takes up is gone."""
+        config = trial_config(self.base, self.sweep, trial.id, trial.config)
+        changes = {"train.stop_after": trial.stop_after} if trial.stop_after else {}
+        if trial.fork is not None:
+            return config.replace(changes | {"train.fork": self._checkpoint(config, trial.fork)})
+        return config.replace(changes) if changes else config
+
+    def epoch_samples(self, trial: Trial) -> int:
+        """Training images of one epoch."""
+        return samples_of(make_plan(trial_config(self.base, self.sweep, trial.id, trial.config), self.counts))
+
+    def close(self, trial: Trial) -> None:
+        """A trial that failed has perhaps never opened its run."""
+        if trial.state != "failed" or trial.mlflow_run_id is None:
+            return
+        try:
+            tags = {"skiplane.state": "failed", "skiplane.reason": (trial.reason or "")[:500]}
+            end_run(self.base.tracking.uri, trial.mlflow_run_id, "FAILED", tags)
+        except ClusterError as error:
+            self.say(f"tracking: {trial.id} is not marked as failed: {error}")
+
+    def _tracked(self, trial: Trial) -> Trial | None:
+        if self.parent is None:
+            return trial
+        tags = {"skiplane.kind": "trial", "skiplane.sweep": self.base.name, TRIAL: trial.id}
+        try:
+            run_id = self.born.get(trial.id) or new_run(
+                self.base.tracking.uri, self.base.tracking.experiment, trial.title, parent_id=self.parent, tags=tags
+            )
+        except ClusterError as error:
+            self.say(f"no new trial for the moment: {error}")
+            return None
+        return Trial.of({**trial.to_dict(), "mlflow_run_id": run_id})
+
+    def _checkpoint(self, config: RunConfig, fork: Fork) -> str:
+        """The donor's newest checkpoint at the end of that epoch."""
+        place = f"{config.cluster.storage}/{fork.trial}"
+        step = fork.epoch * make_plan(config, self.counts).steps_per_epoch
+        names = [name for name in Checkpoints(Storage(place), keep=1).names() if step_of(name) == step]
+        if not names:
+            raise DataError(f"{place} has no checkpoint at the end of epoch {fork.epoch}, where it is to be taken up")
+        return f"{place}/{names[-1]}"
+
+
+def samples_of(plan: Plan) -> int:
+    """Training images of one epoch."""
+    return plan.steps_per_epoch * plan.micro_batch * plan.order.lanes
+
+
+def samples_span(base: RunConfig, sweep: SweepConfig, space: Space, counts: Counts) -> tuple[int, int]:
+    """(images of the shortest epoch, images of the longest trial), of the trials that are likely."""
+    configs = [trial_config(base, sweep, trial_id(1), point) for point in likely_points(space, sweep)]
+    known = [(samples_of(make_plan(config, counts)), config.train.epochs) for config in configs]
+    return min(each for each, _ in known), max(each * epochs for each, epochs in known)

@@ -1,0 +1,206 @@
+"""Which trial starts, goes on, stops: what the sweep's driver decides, and keeps in the journal before it acts.
+
+A report is written before the rule hears it, so whoever takes the sweep up hears the same reports in the same order and
+decides the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from orchestrator.cluster.places import Places
+from orchestrator.cluster.trials import Assignment
+from orchestrator.context import Record
+from orchestrator.state.records import read_result
+from orchestrator.state.storage import Storage
+from orchestrator.stop import Stop
+from orchestrator.sweep.births import Births
+from orchestrator.sweep.journal import Journal
+from orchestrator.sweep.rules import Rule, replay
+from orchestrator.sweep.search import Search
+from orchestrator.sweep.training import ended, task
+from orchestrator.sweep.trial import METRICS, Report, Trial, signed
+
+TRIES = 3  # of a trial whose driver dies, or that does not get what it needs of the cluster
+FIELDS = {"val/top1": "val_top1", "val/top5": "val_top5", "val/loss": "val_loss", "train/loss": "train_loss"}
+Say = Callable[[str], None]
+
+
+class Listener(Protocol):
+    """Who is told that something changed."""
+
+    def __call__(self, trials: Sequence[Trial], moment: bool) -> None:
+        """moment: a trial began or ended."""
+
+
+class SweepDirector:
+    """Decides for the trials of one submission; see cluster.trials.Director.
+
+    ask: tells a trial to save a checkpoint and end. limit: failed trials that are too many; None = never.
+    """
+
+    def __init__(
+        self, births: Births, search: Search, rule: Rule, metric: str, journal: Journal, places: Places,
+        ask: Callable[[str, str], None], say: Say, changed: Listener, stop: Stop, limit: int | None = None,
+        parent: str | None = None, tags: Mapping[str, str] | None = None, concurrent: int = 0,
+    ) -> None:  # fmt: skip
+        self._births, self._search, self._rule, self._metric = births, search, rule, metric
+        self._journal, self._places, self._ask = journal, places, ask
+        self._say, self._changed, self._stop, self._limit = say, changed, stop, limit
+        self._parent, self._tags, self._concurrent = parent, dict(tags or {}), concurrent
+        self._trials = journal.trials()
+        self._order = sum(len(trial.reports) for trial in self._trials.values())
+        self._active: set[str] = set()
+        self._told: dict[str, str] = {}  # trial -> why it was asked to end
+        self._begin()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All that were born."""
+        return list(self._trials.values())
+
+    @property
+    def total(self) -> int:
+        """Trials in all."""
+        return self._search.total
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed."""
+        return sum(trial.state == "failed" for trial in self.trials)
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether too many failed."""
+        return self._limit is not None and self.failed > self._limit
+
+    # -- cluster.trials.Director -----------------------------------------------------------------------------------
+
+    def next(self) -> Assignment | None:
+        """The first trial that has not ended and does not run, or a new one; None while none can start."""
+        if self._ending or 0 < self._concurrent <= len(self._active):
+            return None
+        trial = next((t for t in self.trials if not t.over and t.id not in self._active), None) or self._bear()
+        if trial is None or self._ended_before(trial):
+            return None
+        workers = self._places.take(trial.id, trial.workers)
+        if workers is None:
+            return None
+        self._active.add(trial.id)
+        self._put(replace(trial, state="running", reason=None))
+        self._changed(self.trials, True)
+        config = self._births.config(trial).replace({"cluster.workers": workers})
+        return Assignment(trial.id, task(config, self._parent, trial.mlflow_run_id, self._tags))
+
+    def over(self) -> bool:
+        """Whether all trials were born and have ended, or no more shall start."""
+        born = len(self._trials) >= self._search.total and all(trial.over for trial in self.trials)
+        return not self._active and (born or self._ending)
+
+    def heard(self, id: str, news: Sequence[Record]) -> None:
+        """Reports count; what is said is passed on."""
+        for record in news:
+            if record["kind"] == "said":
+                self._say(f"{id}: {record['text']}")
+            elif record["kind"] in ("epoch", "recalled"):
+                self._report(id, record)
+        if self._ending:
+            self._tell(id, self._stop.why or "too many trials failed")
+        self._changed(self.trials, False)
+
+    def ended(self, id: str, outcome: dict[str, Any]) -> None:
+        """By itself, or because it was asked to."""
+        self._active.discard(id)
+        self._places.give(id)
+        self._take_in(id, outcome)
+
+    def died(self, id: str, why: str) -> None:
+        """Its driver did; its run goes on from its checkpoint with another one."""
+        self.ended(id, {"state": "again", "reason": f"the trial's driver died: {why}"})
+
+    # -- births ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _ending(self) -> bool:
+        return self._stop.asked() or self.gives_up
+
+    def _begin(self) -> None:
+        """Takes up what the journal says: the rule hears all reports, and what it says of them stands."""
+        for id, why in replay(self._rule, self.trials, self._metric).items():
+            if not self._trials[id].over:
+                self._put(replace(self._trials[id], state="stopped", reason=why))
+
+    def _bear(self) -> Trial | None:
+        """A new trial, if there is to be one now."""
+        if len(self._trials) >= self._search.total or self._places.take("", "1") is None:
+            return None
+        self._places.give("")
+        draw = self._search.next(self.trials)
+        trial = None if draw is None else self._births.bear(len(self._trials) + 1, draw)
+        if trial is not None:
+            self._put(trial)
+        return trial
+
+    def _ended_before(self, trial: Trial) -> bool:
+        """Whether its run had ended when its driver, or the sweep's, died: then what it said last is taken in."""
+        config = self._births.config(trial)
+        result = read_result(Storage(config.folder()))
+        last = trial.stop_after or config.train.epochs
+        if trial.over or result is None or result.status not in ("finished", "stopped") or result.epochs < last:
+            return trial.over
+        self._take_in(trial.id, ended(result))
+        return True
+
+    # -- reports ---------------------------------------------------------------------------------------------------
+
+    def _report(self, id: str, record: Mapping[str, Any]) -> None:
+        """An epoch of a trial, once; what a trial says after it was told to end does not count."""
+        trial = self._trials[id]
+        since = max(trial.epoch, trial.fork.epoch if trial.fork else 0)
+        if id in self._told or FIELDS[self._metric] not in record or record["epoch"] <= since:
+            return
+        values = {metric: record[FIELDS[metric]] for metric in METRICS if FIELDS[metric] in record}
+        epoch = int(record["epoch"])
+        report = Report(self._order, epoch, epoch * self._births.epoch_samples(trial), values)
+        self._order += 1
+        self._put(replace(trial, reports=(*trial.reports, report)))
+        last = epoch >= (trial.stop_after or trial.epochs)
+        if why := self._rule.hear(id, report.samples, signed(self._metric, values[self._metric]), last):
+            self._tell(id, why)
+
+    def _tell(self, id: str, why: str) -> None:
+        if id not in self._told and id in self._active:
+            self._told[id] = why
+            self._ask(id, why)
+
+    def _take_in(self, id: str, outcome: Mapping[str, Any]) -> None:
+        """How a trial ended, with what it reported last."""
+        for record in outcome.get("curve", []):
+            self._report(id, record)
+        trial, why = self._trials[id], self._told.pop(id, None)
+        known = {name: outcome[name] for name in ("seconds", "weights_sha256") if outcome.get(name) is not None}
+        trial = replace(trial, **known)
+        ruled_out = why is not None and not self._ending
+        match outcome["state"]:
+            case "finished" | "stopped" | "again" if ruled_out:
+                trial = replace(trial, state="stopped", reason=why)
+            case "failed":
+                trial = replace(trial, state="failed", reason=outcome["reason"])
+            case "again" if trial.failures + 1 >= TRIES:
+                trial = replace(trial, state="failed", reason=outcome["reason"], failures=trial.failures + 1)
+            case "again":
+                self._say(f"{id}: {outcome['reason']}; it is tried again")
+                trial = replace(trial, state="waiting", failures=trial.failures + 1)
+            case "stopped" if why is not None:  # with the sweep: it goes on with it
+                trial = replace(trial, state="waiting", reason=None)
+            case _:
+                trial = replace(trial, state="finished", reason=None)
+        self._put(trial)
+        if trial.over:
+            self._say(f"{id} {trial.title} {trial.state}" + (f": {trial.reason}" if trial.reason else ""))
+            self._births.close(trial)
+        self._changed(self.trials, True)
+
+    def _put(self, trial: Trial) -> None:
+        self._journal.put(trial)
+        self._trials[trial.id] = trial
