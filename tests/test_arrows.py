@@ -10,6 +10,7 @@ MODULES = sorted(p for package in ("jobs", "orchestrator", "pipelines") for p in
 LAYERS = ["pipelines", "orchestrator", "jobs"]  # each may import itself and what stands before it
 DOORS = {
     "ray": "orchestrator/cluster/",
+    "optuna": "orchestrator/cluster/",
     "mlflow": "orchestrator/tracking/",
     "nvidia": "pipelines/dali.py",
     "obstore": "pipelines/remote/store.py",
@@ -17,6 +18,7 @@ DOORS = {
 VENDORS = {
     "ray",
     "mlflow",
+    "optuna",
     "nvidia",
     "torch",
     "obstore",
