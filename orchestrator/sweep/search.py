@@ -65,4 +65,8 @@ def open_search(space: Space, sweep: SweepConfig, epochs: int) -> Search:
     """The search that sweep.search names. epochs: of a trial."""
     if sweep.search == "tpe":
         return Tpe(space, sweep)
+    if sweep.search == "pbt":
+        from orchestrator.sweep.pbt import Pbt
+
+        return Pbt(space, sweep, epochs)
     return Listed(known_points(space, sweep))
