@@ -15,13 +15,14 @@ from typing import Any, Literal, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.config import HORIZON, IDENTITY, RunConfig, flatten, kinds
+from orchestrator.config import HORIZON, IDENTITY, RunConfig, kinds
 from orchestrator.settings import unknown
 from orchestrator.sweep.space import By, Dimension, Range, Value, Values
 from pipelines.errors import ConfigError
 
 SHORT = {"depth": "model.depth", "lr": "optim.lr"}
 NUMBERS = (int, float)
+HOW_LONG = "train.epochs"  # no identity, but worth a dimension
 FORMS = "a range is low:high or low:high:log, with a number of points behind it for a list: 0.01:1.0:log:5"
 
 
@@ -34,15 +35,20 @@ def full_name(given: str, others: Iterable[str] = ()) -> str:
     name = SHORT.get(name, name)
     kind = kinds().get(name)
     if kind is None:
-        swept = [n for n in flatten(RunConfig()) if kinds()[n] == IDENTITY]
-        raise ConfigError(unknown(given, [*others, *SHORT, *swept, "train.epochs"], "sweep."))
-    if kind != IDENTITY and name != "train.epochs":
+        raise ConfigError(unknown(given, [*others, *SHORT, *sweepable()], "sweep."))
+    if kind != IDENTITY and name != HOW_LONG:
         why = "what is kept and told" if kind == HORIZON else "where a run is and how fast"
         how = "--sweep.workers 18=1,50=2 sets it by depth" if name == "cluster.workers" else _once(name)
         raise ConfigError(f"sweep.{name} cannot be swept: it says {why}, not what is trained; {how}")
-    if not (_type(name) in (*NUMBERS, bool) or get_origin(_type(name)) is Literal):
+    if name not in sweepable():
         raise ConfigError(f"sweep.{name} cannot be swept: numbers, switches and choices can; {_once(name)}")
     return name
+
+
+def sweepable() -> list[str]:
+    """The settings that say what is trained, and how long, and are a number, a switch or a choice."""
+    known = [name for name, kind in kinds().items() if kind == IDENTITY or name == HOW_LONG]
+    return [name for name in known if _type(name) in (*NUMBERS, bool) or get_origin(_type(name)) is Literal]
 
 
 def named(given: Iterable[tuple[str, Any]], others: Iterable[str] = ()) -> dict[str, Dimension]:

@@ -1,6 +1,5 @@
 """The run that a trial is: its settings, what people call it, and the flags that train it again."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from pydantic import ValidationError
@@ -25,13 +24,13 @@ def trial_config(base: RunConfig, sweep: SweepConfig, name: str, point: Point) -
         return base.replace(point | placed | {"cluster.workers": sweep.workers_of(depth, base.cluster.workers)})
     except ValidationError as error:
         lines = sentences(error).splitlines()
-        raise ConfigError("\n".join(f"trial {_pairs(point, list(point))}: {line}" for line in lines)) from error
+        raise ConfigError("\n".join(f"trial {_pairs(point)}: {line}" for line in lines)) from error
 
 
 def title(config: RunConfig, space: Space) -> str:
     """What differs, the net first: 'plain-18 width=32 lr=0.05'. A setting that the net's name says is left out."""
     flat, said = flatten(config), _said_by_name(space)
-    pairs = _pairs({name: flat[name] for name in space.dimensions if name not in said}, list(space.dimensions))
+    pairs = _pairs({name: flat[name] for name in space.dimensions if name not in said})
     return f"{config.model.arch(classes=2).name} {pairs}".strip()
 
 
@@ -60,7 +59,7 @@ def check(base: RunConfig, sweep: SweepConfig, space: Space) -> None:
             f"widen a range, or ask for {len(likely)} at most"
         )
     corners = [] if sweep.search == "grid" else _corners(space)  # a grid's are among its points
-    for point in [*likely, *corners]:
+    for point in [*corners, *likely]:
         trial_config(base, sweep, trial_id(1), point)
 
 
@@ -85,8 +84,6 @@ def _said_by_name(space: Space) -> set[str]:
     return {"model.depth"} | ({"model.shortcut"} if len(kinds) <= 1 else set())
 
 
-def _pairs(values: Point, names: list[str]) -> str:
-    """'width=32 lr=0.05'; dotted where two of the names end alike."""
-    ends = Counter(name.rpartition(".")[2] for name in names)
-    short = {name: name.rpartition(".")[2] if ends[name.rpartition(".")[2]] == 1 else name for name in names}
-    return " ".join(f"{short[name]}={text(value)}" for name, value in values.items())
+def _pairs(values: Point) -> str:
+    """'width=32 lr=0.05': no two settings that can be swept end alike."""
+    return " ".join(f"{name.rpartition('.')[2]}={text(value)}" for name, value in values.items())
