@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config import RunConfig
 from orchestrator.sweep.config import SweepConfig, settled
 from orchestrator.sweep.pbt import ANEW, Member, Pbt, generations, next_generation, stop_after
+from orchestrator.sweep.runs import check
 from orchestrator.sweep.search import open_search
 from orchestrator.sweep.space import Range, Space, Values, draws
 from orchestrator.sweep.trial import Fork, Report, Trial
+from pipelines.errors import ConfigError
 
 LOW, HIGH = 0.01, 1.0
 SPACE = Space({"model.depth": Values((18, 34)), "optim.lr": Range(LOW, HIGH, log=True)})
@@ -125,6 +128,22 @@ def test_a_generation_follows_from_the_one_before(heard, generation, interval, s
     best = max(alive.values(), key=lambda m: m.score)
     assert drawn[members.index(best)].fork.trial == best.trial
     assert drawn[members.index(best)].point == best.point
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_trials_of_unlike_lengths_are_refused():
+    space = Space({"train.epochs": Values((4, 8)), **SPACE.dimensions})
+    with pytest.raises(ConfigError, match=r"sweep.search is pbt, where trials .* take train.epochs out of the space"):
+        settled(SweepConfig(search="pbt", trials=4), space)
+
+
+def test_an_interval_at_whose_end_nothing_is_known_is_refused():
+    base = RunConfig(name="s").replace({"train.eval_epochs": 2, "model.depth": 18})
+    check(base, SweepConfig(search="pbt", trials=4, interval=4), SPACE)
+    with pytest.raises(ConfigError, match=r"sweep.interval is 3, and train.eval_epochs = 2 does not divide it"):
+        check(base, SweepConfig(search="pbt", trials=4, interval=3), SPACE)
 
 
 # -- as a search -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Stopping rules: Tune's own, against tables worked by hand and against the rule said a second time."""
 
 from dataclasses import dataclass, field
-from math import inf, isfinite, nan
+from math import ceil, inf, isfinite, nan
 
 import numpy as np
 import pytest
@@ -196,11 +196,18 @@ def test_tunes_asha_is_the_rule_said_a_second_time(heard, grace, factor):
     assert [bool(answer) for answer in told(rule, heard)] == [said.stops(*r) for r in heard]
 
 
-@given(st.integers(1, 10**6), st.integers(2, 5), st.floats(1, 1000))
+@given(st.integers(1, 10**6), st.one_of(st.integers(2, 5).map(float), st.floats(1.2, 9)), st.floats(0.1, 1000))
 def test_the_rungs_are_those_of_tune(grace, factor, times):
-    rule = Asha(TOP1, grace, factor, end=int(grace * times))
-    own = [rung for rung, _ in reversed(rule._scheduler._brackets[0]._rungs) if rung < grace * times]
-    assert rule.rungs() == [rung for rung in own if rung < int(grace * times)]
+    end = max(int(grace * times), 1)
+    rule = Asha(TOP1, grace, factor, end)
+    own = [ceil(rung) for rung, _ in reversed(rule._scheduler._brackets[0]._rungs)]
+    assert rule.rungs() == [rung for rung in own if rung < end]
+
+
+def test_without_a_rung_nobody_is_stopped():
+    rule = Asha(TOP1, grace=30, factor=3, end=20)
+    assert rule.rungs() == []
+    assert told(rule, [("a", 10, 0.9), ("b", 10, 0.1), ("a", 20, 0.9), ("b", 20, 0.1)]) == [None] * 4
 
 
 def test_what_stops_follows_from_the_journal():

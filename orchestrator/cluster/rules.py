@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import count, takewhile
 from math import ceil, inf, isfinite
 
 import numpy as np
@@ -84,17 +85,14 @@ class Asha(TuneRule):
         # A last report is told as such. Tune's own end would let a report beyond all rungs count at lower ones again.
         super().__init__(
             ASHAScheduler(
-                "samples", "score", "max", max_t=end, grace_period=grace, reduction_factor=factor,
+                "samples", "score", "max", max_t=max(end, grace), grace_period=grace, reduction_factor=factor,
                 stop_last_trials=False,
             ), metric)  # fmt: skip
 
     def rungs(self) -> list[int]:
         """Below the end: there nobody is stopped."""
-        rungs, rung = list[int](), float(self._grace)
-        while rung < self._end:
-            rungs.append(ceil(rung))
-            rung *= self._factor
-        return rungs
+        all_rungs = (ceil(self._grace * self._factor**k) for k in count())
+        return list(takewhile(lambda rung: rung < self._end, all_rungs))
 
     def hear(self, trial_id: str, samples: int, score: float, last: bool = False) -> str | None:
         """See Rule.hear; whoever is at the sweep's end has ended, whatever is said of it."""

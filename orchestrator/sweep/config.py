@@ -95,7 +95,12 @@ def settled(sweep: SweepConfig, space: Space) -> SweepConfig:
 
 
 def changing(space: Space) -> str:
-    """The one setting that pbt changes while trials train. Raises ConfigError where there is none, or another range."""
+    """The one setting that pbt changes while trials train. Raises ConfigError for a space where that cannot be."""
+    if "train.epochs" in space.dimensions:
+        raise ConfigError(
+            "sweep.search is pbt, where trials take up each other's state and so train for equally many epochs; take "
+            "train.epochs out of the space"
+        )
     ranges = [name for name in space.dimensions if any(isinstance(part, Range) for part in space.parts(name))]
     if len(ranges) != 1 or not isinstance(space.dimensions.get(ranges[0]), Range) or ranges[0] not in MUTABLE:
         raise ConfigError(

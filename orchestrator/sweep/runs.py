@@ -58,6 +58,11 @@ def check(base: RunConfig, sweep: SweepConfig, space: Space) -> None:
             f"sweep.trials is {sweep.trials}, and with {DIGITS} digits the space has but {len(likely)} points; "
             f"widen a range, or ask for {len(likely)} at most"
         )
+    if sweep.search == "pbt" and sweep.interval % base.train.eval_epochs:
+        raise ConfigError(
+            f"sweep.interval is {sweep.interval}, and train.eval_epochs = {base.train.eval_epochs} does not divide it, so "
+            f"trials would have no score when pbt compares them; use a multiple, or train.eval_epochs 1"
+        )
     corners = [] if sweep.search == "grid" else _corners(space)  # a grid's are among its points
     for point in [*corners, *likely]:
         trial_config(base, sweep, trial_id(1), point)
