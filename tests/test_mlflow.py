@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import processes, services
-from orchestrator.tracking import DatasetRef, Metric, open_tracker, server, study_view
+from orchestrator.tracking import (
+    DatasetRef,
+    Metric,
+    child_runs,
+    end_run,
+    new_run,
+    open_tracker,
+    server,
+    study_view,
+    sweep_view,
+)
 from orchestrator.tracking.runs import MlflowTracker
 from pipelines.errors import ClusterError, ConfigError
 from tests import browser
@@ -191,3 +201,131 @@ def test_saved_view_opens_the_curves_side_by_side(real: RealServer) -> None:
     charts = browser.until(link, script, lambda seen: len(seen) >= 2 and all(len(lines) == 4 for lines in seen))
     assert len(charts) >= 2
     assert all(lines == sorted(runs) for lines in charts)
+
+
+# -- the trials of a sweep ---------------------------------------------------------------------------------------------
+
+SETTINGS = {f"optim.setting_{i}": "x" for i in range(60)}  # about as many as a run has
+DIGITS = DatasetRef("digits", "d" * 64, "/data/digits")
+
+
+def test_run_made_before_its_trial_starts_gets_what_a_new_one_has(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = new_run(uri, "digits", "resnet-34 lr=0.1", parent_id="p" * 32, tags={"skiplane.kind": "trial"})
+    client = server.Server(uri).client
+    assert client.get_run(run_id).info.status == "SCHEDULED"
+    for _ in range(2):  # and again, as a trial that goes on
+        tracker = open_tracker(uri, "digits", "t001", run_id=run_id, params=SETTINGS, tags={"skiplane.run": "t001"},
+                               dataset=DIGITS)  # fmt: skip
+        assert client.get_run(run_id).info.status == "RUNNING"
+        tracker.metrics(points(0, 20))
+        assert tracker.finish("FINISHED") == 0
+        run = client.get_run(run_id)
+        assert (tracker.run_id, run.info.run_name, run.info.status) == (run_id, "resnet-34 lr=0.1", "FINISHED")
+        assert run.data.params == SETTINGS
+        assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits"]
+        known = {name: run.data.tags[name] for name in ("mlflow.parentRunId", "skiplane.kind", "skiplane.run")}
+        assert known == {"mlflow.parentRunId": "p" * 32, "skiplane.kind": "trial", "skiplane.run": "t001"}
+        assert history(client, run_id) == {key: list(range(20)) for key in KEYS}
+
+
+def test_a_trial_costs_few_requests(real: RealServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one that asks whether the server is there. MLflow's own callback for Tune sends 13 with every report."""
+    import requests
+
+    sent: list[str] = []
+    request = requests.Session.request
+
+    def counted(session: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        sent.append(url.rpartition("/mlflow/")[2].split("?")[0])
+        return request(session, method, url, *args, **kwargs)
+
+    monkeypatch.setattr(requests.Session, "request", counted)
+    run_id = new_run(real.uri, "digits", "a", parent_id=None, tags={"skiplane.kind": "trial"})
+    assert sent == ["experiments/get-by-name", "experiments/create", "runs/create", "runs/get", "runs/update"]
+    sent.clear()
+    new_run(real.uri, "digits", "b", parent_id=None, tags={"skiplane.kind": "trial"})
+    assert sent == ["experiments/get-by-name", "runs/create", "runs/get", "runs/update"]
+    sent.clear()
+    tracker = open_tracker(
+        real.uri, "digits", "a", run_id=run_id, params=SETTINGS, tags={"skiplane.run": "a"}, dataset=DIGITS
+    )
+    assert sent == ["runs/get", "runs/get", "runs/update", "runs/log-batch", "runs/log-inputs"]
+    tracker.finish("FINISHED")
+    sent.clear()
+    end_run(real.uri, run_id, "FAILED", {"skiplane.state": "failed"})
+    assert sent == ["runs/log-batch", "runs/update"]
+
+
+def test_driver_ends_what_nobody_has_open(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = new_run(uri, "digits", "a", parent_id=None, tags={})
+    end_run(uri, run_id, "FAILED", {"skiplane.state": "failed", "skiplane.reason": "no memory"})
+    run = server.Server(uri).client.get_run(run_id)
+    assert (run.info.status, run.data.tags["skiplane.reason"]) == ("FAILED", "no memory")
+    assert run.info.end_time >= run.info.start_time
+    with pytest.raises(ConfigError, match=r"run f+ is not at sqlite"):
+        end_run(uri, "f" * 32, "FAILED", {"skiplane.state": "failed"})
+
+
+def test_driver_finds_the_runs_that_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several pages; the first of two that a driver made for one trial; no other parent's, and no deleted one."""
+    monkeypatch.setattr(server, "PAGE", 2)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    parent, other = (new_run(uri, "digits", name, parent_id=None, tags={}) for name in ("s1", "s2"))
+    assert child_runs(uri, parent, "trial") == {}
+    made = {f"t{i}": new_run(uri, "digits", "a", parent_id=parent, tags={"trial": f"t{i}"}) for i in range(5)}
+    time.sleep(0.002)  # runs are ordered by their start, in milliseconds
+    new_run(uri, "digits", "a", parent_id=parent, tags={"trial": "t3"})
+    new_run(uri, "digits", "a", parent_id=parent, tags={})
+    new_run(uri, "digits", "a", parent_id=other, tags={"trial": "t9"})
+    server.Server(uri).client.delete_run(made.pop("t0"))
+    assert child_runs(uri, parent, "trial") == made
+    with pytest.raises(ConfigError, match=r"run f+ is not at sqlite"):
+        child_runs(uri, "f" * 32, "trial")
+
+
+RATES, NETS = (0.01, 0.1, 1.0), ("plain-18", "plain-34", "resnet-18", "resnet-34")
+
+
+def trial_of(uri: str, parent: str | None, name: str, top1: float | None, params: dict[str, str]) -> None:
+    """A child with a curve up to `top1`; None: one that failed before it was heard of."""
+    run_id = new_run(uri, "digits", name, parent_id=parent, tags={"skiplane.kind": "trial"})
+    if top1 is None:
+        return end_run(uri, run_id, "FAILED", {"skiplane.state": "failed"})
+    tracker = open_tracker(uri, "digits", name, run_id=run_id, params=params, tags={"skiplane.state": "finished"})
+    for epoch in range(1, 7):
+        value, stamp = top1 * epoch / 6, (22 * epoch, 10**12 + epoch)
+        tracker.metrics([Metric(key, value, *stamp) for key in ("val/top1", "val/top1_best")])
+        tracker.metrics([Metric(key, 3.0 - value, *stamp) for key in ("train/loss", "val/loss")])
+    assert tracker.finish("FINISHED", 30.0) == 0
+    return None
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="needs chromium to look at the page")
+def test_saved_view_of_a_sweep_shows_all_trials_flat_and_best_first(real: RealServer) -> None:
+    """Zero clicks: twelve rows in their order, and what was varied beside the result. One trial failed; another has
+    not got a parameter that the others vary."""
+    parent = open_tracker(real.uri, "digits", "s1", params={}, tags={"skiplane.kind": "sweep"})
+    names = [f"{net} lr={rate:g}" for rate in RATES for net in NETS]
+    tops = [(7 * number + 3) % 12 / 12 for number in range(11)]  # all unlike, in no order
+    for name, top1 in zip(names, [*tops, None], strict=True):
+        net, _, rate = name.partition(" lr=")
+        params = {"model.depth": net[-2:], "optim.lr": rate}
+        trial_of(real.uri, parent.run_id, name, top1, params if name != names[5] else {"optim.lr": rate})
+    view = sweep_view("s1", str(parent.run_id), ["model.depth", "optim.lr"], "val/top1", more_is_better=True, runs=12)
+    link = parent.view(view)
+    parent.finish("FINISHED")
+    rows = "[...document.querySelectorAll('.ag-row')].filter(r => r.innerText.includes('lr='))"
+    listed = f"{rows}.sort((a, b) => a.getAttribute('row-index') - b.getAttribute('row-index'))"
+    axes = "[...document.querySelectorAll('.parcoords .dimension .label')].map(label => label.textContent)"
+    canvas = "document.querySelector('.parcoords canvas.foreground')"
+    drawn = f"{canvas}.getContext('2d').getImageData(0, 0, {canvas}.width, {canvas}.height).data.some(byte => byte)"
+    script = f"({{rows: {listed}.map(r => r.innerText.split('\\n').pop()), axes: {axes}, drawn: {canvas} && {drawn}}})"
+    seen = browser.until(link, script, lambda page: page and len(page["rows"]) == 12 and page["drawn"])
+    best_first = [name for _, name in sorted(zip(tops, names[:11], strict=True), reverse=True)]
+    assert seen == {
+        "rows": [*best_first, names[11]],
+        "axes": ["model.depth", "optim.lr", "val/top1_best"],
+        "drawn": True,
+    }

@@ -96,7 +96,7 @@ def open_tracker(uri: str, experiment: str, name: str, *, run_id: str | None = N
 def new_run(uri: str, experiment: str, name: str, *, parent_id: str | None, tags: Mapping[str, str]) -> str:
     """Makes a run that waits (SCHEDULED), to be gone on with by `open_tracker`; returns its id.
 
-    Three requests, and one for whether the server is there. Raises as `open_tracker` does.
+    Four requests, and one for whether the server is there. Raises as `open_tracker` does.
     """
     server = Server(uri)
     return server.new_run(server.experiment(experiment), name, _tags(parent_id) | dict(tags), status="SCHEDULED")

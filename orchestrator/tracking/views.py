@@ -120,8 +120,7 @@ def _chart(chart: Chart, runs: int) -> dict[str, Any]:
             "isGenerated": False, "type": chart.kind, "metricKey": chart.metric, "displayName": chart.metric,
             "runsCountToCompare": max(runs, DRAWN)}  # fmt: skip
     if chart.kind == "PARALLEL":
-        return card | {"selectedParams": list(chart.params), "selectedMetrics": [chart.metric], "showAllRuns": True,
-                       "displayName": "What was varied, and what came of it"}  # fmt: skip
+        return card | {"selectedParams": list(chart.params), "selectedMetrics": [chart.metric], "showAllRuns": True}
     if chart.kind == "BAR":
         return card
     return card | {
