@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.plan import Counts, Plan, make_plan
@@ -46,13 +47,17 @@ class Births:
         )  # fmt: skip
         return self._tracked(named)
 
-    def config(self, trial: Trial) -> RunConfig:
-        """The settings of its run. Raises ConfigError, or DataError where what it takes up is gone."""
+    def config(self, trial: Trial, until: int = 0) -> RunConfig:
+        """The settings of its run, to be trained `until` so many epochs; 0 = to its end.
+
+        Raises ConfigError, or DataError where what it takes up is gone.
+        """
         config = trial_config(self.base, self.sweep, trial.id, trial.config)
-        changes = {"train.stop_after": trial.stop_after} if trial.stop_after else {}
+        stop_after = until or trial.stop_after
+        changes: dict[str, Any] = {"train.stop_after": stop_after if stop_after < config.train.epochs else 0}
         if trial.fork is not None:
-            return config.replace(changes | {"train.fork": self._checkpoint(config, trial.fork)})
-        return config.replace(changes) if changes else config
+            changes["train.fork"] = self._checkpoint(config, trial.fork)
+        return config.replace(changes)
 
     def epoch_samples(self, trial: Trial) -> int:
         """Training images of one epoch."""

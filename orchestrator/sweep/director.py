@@ -1,7 +1,6 @@
 """Which trial starts, goes on, stops: what the sweep's driver decides, and keeps in the journal before it acts.
 
-A report is written before the rule hears it, so whoever takes the sweep up hears the same reports in the same order and
-decides the same.
+A report is written before it counts, so whoever takes the sweep up knows the same and decides the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,9 @@ from orchestrator.state.records import read_result
 from orchestrator.state.storage import Storage
 from orchestrator.stop import Stop
 from orchestrator.sweep.births import Births
+from orchestrator.sweep.fates import Fate, fates
 from orchestrator.sweep.journal import Journal
-from orchestrator.sweep.rules import Rule, replay
+from orchestrator.sweep.rules import NoRule, Rule, replay
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.training import ended, task
 from orchestrator.sweep.trial import METRICS, Report, Trial, signed
@@ -36,15 +36,18 @@ class Listener(Protocol):
 class SweepDirector:
     """Decides for the trials of one submission; see cluster.trials.Director.
 
-    ask: tells a trial to save a checkpoint and end. limit: failed trials that are too many; None = never.
+    rule: makes the stopping rule. One with rungs decides between a trial's parts, one without asks for an end while it
+    trains. ask: tells a trial to save a checkpoint and end. limit: failed trials that may be; None = any number.
     """
 
     def __init__(
-        self, births: Births, search: Search, rule: Rule, metric: str, journal: Journal, places: Places,
+        self, births: Births, search: Search, rule: Callable[[], Rule], metric: str, journal: Journal, places: Places,
         ask: Callable[[str, str], None], say: Say, changed: Listener, stop: Stop, limit: int | None = None,
         parent: str | None = None, tags: Mapping[str, str] | None = None, concurrent: int = 0,
     ) -> None:  # fmt: skip
-        self._births, self._search, self._rule, self._metric = births, search, rule, metric
+        self._births, self._search, self._metric = births, search, metric
+        self._fated = rule if rule().rungs() else NoRule
+        self._live = NoRule() if rule().rungs() else rule()
         self._journal, self._places, self._ask = journal, places, ask
         self._say, self._changed, self._stop, self._limit = say, changed, stop, limit
         self._parent, self._tags, self._concurrent = parent, dict(tags or {}), concurrent
@@ -52,7 +55,8 @@ class SweepDirector:
         self._order = sum(len(trial.reports) for trial in self._trials.values())
         self._active: set[str] = set()
         self._told: dict[str, str] = {}  # trial -> why it was asked to end
-        self._begin()
+        self._stop_all(replay(self._live, self.trials, metric))
+        self._fates = self._decide()
 
     @property
     def trials(self) -> list[Trial]:
@@ -80,8 +84,8 @@ class SweepDirector:
         """The first trial that has not ended and does not run, or a new one; None while none can start."""
         if self._ending or 0 < self._concurrent <= len(self._active):
             return None
-        trial = next((t for t in self.trials if not t.over and t.id not in self._active), None) or self._bear()
-        if trial is None or self._ended_before(trial):
+        trial = self._ready() or self._bear()
+        if trial is None or trial.over or self._ended_before(trial):
             return None
         workers = self._places.take(trial.id, trial.workers)
         if workers is None:
@@ -89,7 +93,7 @@ class SweepDirector:
         self._active.add(trial.id)
         self._put(replace(trial, state="running", reason=None))
         self._changed(self.trials, True)
-        config = self._births.config(trial).replace({"cluster.workers": workers})
+        config = self._births.config(trial, self._fates[trial.id].until).replace({"cluster.workers": workers})
         return Assignment(trial.id, task(config, self._parent, trial.mlflow_run_id, self._tags))
 
     def over(self) -> bool:
@@ -124,11 +128,10 @@ class SweepDirector:
     def _ending(self) -> bool:
         return self._stop.asked() or self.gives_up
 
-    def _begin(self) -> None:
-        """Takes up what the journal says: the rule hears all reports, and what it says of them stands."""
-        for id, why in replay(self._rule, self.trials, self._metric).items():
-            if not self._trials[id].over:
-                self._put(replace(self._trials[id], state="stopped", reason=why))
+    def _ready(self) -> Trial | None:
+        """The first, by birth, that may train on now and does not."""
+        idle = (trial for trial in self.trials if not trial.over and trial.id not in self._active)
+        return next((trial for trial in idle if self._fates[trial.id].until), None)
 
     def _bear(self) -> Trial | None:
         """A new trial, if there is to be one now."""
@@ -139,15 +142,15 @@ class SweepDirector:
         trial = None if draw is None else self._births.bear(len(self._trials) + 1, draw)
         if trial is not None:
             self._put(trial)
+            self._fates = self._decide()
         return trial
 
     def _ended_before(self, trial: Trial) -> bool:
-        """Whether its run had ended when its driver, or the sweep's, died: then what it said last is taken in."""
-        config = self._births.config(trial)
-        result = read_result(Storage(config.folder()))
-        last = trial.stop_after or config.train.epochs
-        if trial.over or result is None or result.status not in ("finished", "stopped") or result.epochs < last:
-            return trial.over
+        """Whether its run had come so far when its driver, or the sweep's, died: what it said last is taken in."""
+        until = self._fates[trial.id].until
+        result = read_result(Storage(self._births.config(trial, until).folder()))
+        if result is None or result.status not in ("finished", "stopped") or result.epochs < until:
+            return False
         self._take_in(trial.id, ended(result))
         return True
 
@@ -164,8 +167,8 @@ class SweepDirector:
         report = Report(self._order, epoch, epoch * self._births.epoch_samples(trial), values)
         self._order += 1
         self._put(replace(trial, reports=(*trial.reports, report)))
-        last = epoch >= (trial.stop_after or trial.epochs)
-        if why := self._rule.hear(id, report.samples, signed(self._metric, values[self._metric]), last):
+        score, last = signed(self._metric, values[self._metric]), epoch >= (trial.stop_after or trial.epochs)
+        if why := self._live.hear(id, report.samples, score, last):
             self._tell(id, why)
 
     def _tell(self, id: str, why: str) -> None:
@@ -191,15 +194,31 @@ class SweepDirector:
             case "again":
                 self._say(f"{id}: {outcome['reason']}; it is tried again")
                 trial = replace(trial, state="waiting", failures=trial.failures + 1)
-            case "stopped" if why is not None:  # with the sweep: it goes on with it
+            case "stopped" if trial.epoch < (trial.stop_after or trial.epochs):  # at a rung, or with the sweep
                 trial = replace(trial, state="waiting", reason=None)
             case _:
                 trial = replace(trial, state="finished", reason=None)
+        self._settle(trial)
+        self._fates = self._decide()
+        self._changed(self.trials, True)
+
+    def _decide(self) -> dict[str, Fate]:
+        """How far each may train; those that stop do."""
+        found = fates(self.trials, self._fated(), self._metric, self._births.epoch_samples)
+        self._stop_all({id: fate.why for id, fate in found.items() if fate.why is not None})
+        return found
+
+    def _stop_all(self, stopped: Mapping[str, str]) -> None:
+        for id, why in stopped.items():
+            if not self._trials[id].over and id not in self._active:
+                self._settle(replace(self._trials[id], state="stopped", reason=why))
+
+    def _settle(self, trial: Trial) -> None:
+        """As it stands after a part of its training."""
         self._put(trial)
         if trial.over:
-            self._say(f"{id} {trial.title} {trial.state}" + (f": {trial.reason}" if trial.reason else ""))
+            self._say(f"{trial.id} {trial.title} {trial.state}" + (f": {trial.reason}" if trial.reason else ""))
             self._births.close(trial)
-        self._changed(self.trials, True)
 
     def _put(self, trial: Trial) -> None:
         self._journal.put(trial)

@@ -149,17 +149,18 @@ class _Sweep:
             limit=self.sweep.max_failures, parent=parent, tags=tags, concurrent=self.sweep.concurrent,
         )  # fmt: skip
 
-    def _rule(self) -> Rule:
+    def _rule(self) -> Callable[[], Rule]:
         """Rungs are counted in samples, so that nets of unlike speed and batch are compared alike."""
         if self.sweep.stop == "none":
-            return NoRule()
+            return NoRule
         from orchestrator.cluster.rules import Asha, Median
 
+        metric, factor = self.sweep.metric, self.sweep.factor
         least, most = samples_span(self.config, self.sweep, self.space, self.counts)
         grace = self.sweep.grace * least
         if self.sweep.stop == "median":
-            return Median(self.sweep.metric, grace)
-        return Asha(self.sweep.metric, grace, self.sweep.factor, most)
+            return lambda: Median(metric, grace)
+        return lambda: Asha(metric, grace, factor, most)
 
     def _changed(self, trials: Sequence[Trial], moment: bool) -> None:
         """The table now and then; another driver's sweep is left alone."""
