@@ -60,8 +60,8 @@ def check(base: RunConfig, sweep: SweepConfig, space: Space) -> None:
         )
     if sweep.search == "pbt" and sweep.interval % base.train.eval_epochs:
         raise ConfigError(
-            f"sweep.interval is {sweep.interval}, and train.eval_epochs = {base.train.eval_epochs} does not divide it, so "
-            f"trials would have no score when pbt compares them; use a multiple, or train.eval_epochs 1"
+            f"sweep.interval is {sweep.interval}, and train.eval_epochs = {base.train.eval_epochs} does not divide it, "
+            f"so trials would have no score when pbt compares them; use a multiple, or train.eval_epochs 1"
         )
     corners = [] if sweep.search == "grid" else _corners(space)  # a grid's are among its points
     for point in [*corners, *likely]:

@@ -71,7 +71,7 @@ class Range:
     def draw(self, share: float) -> Value:
         """0 <= share < 1 -> a value; integers have the weight of the interval up to the next one."""
         if self.whole:
-            return min(math.floor(self._between(self.high + 1, share)), int(self.high))
+            return self.inside(math.floor(self._between(self.high + 1, share)))  # a logarithm is not exact at the ends
         return self.inside(self._between(self.high, share))
 
     def spread(self, count: int) -> Values:
