@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from orchestrator import settings
@@ -123,6 +124,7 @@ def test_values_by_flag(name, written, dimension) -> None:
         assert [type(value) for value in found[name].values] == [type(value) for value in dimension.values]
 
 
+@hypothesis(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=5, unique=True))
 def test_a_list_of_numbers_is_read_as_it_is_written(values: list[float]) -> None:
     assert notation.named([("lr", ",".join(map(repr, values)))]) == {"optim.lr": Values(tuple(values))}
@@ -276,8 +278,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         (["--sweep.model.depth", "18:34", "--sweep.trials", "9"], "the imagenet layout has 18, 34, 50, 101, 152"),
         # search and trials
         (["--sweep.search", "best"], "sweep.search is 'best'; it should be 'auto', 'grid', 'random', 'tpe' or 'pbt'"),
-        (["--sweep.lr", "0.1:1", "--sweep.search", "grid"], "sweep.search is grid, and optim.lr 0.1:1.0 is a range; put "
-                                                            "a number of points behind it, such as 0.01:1.0:log:5"),
+        (["--sweep.lr", "0.1:1", "--sweep.search", "grid"], "sweep.search is grid, and optim.lr 0.1:1.0 is a range; "
+                                                            "put a number of points behind it, such as 0.01:1.0:log:5"),
         (["--sweep.depth", "18,34", "--sweep.trials", "3"], "sweep.trials is 3, more than the 2 points of the grid"),
         (["--sweep.depth", "18,34", "--sweep.trials", "1"], "fewer than the 2 points of the grid; leave it out for "
                                                             "all, or use --sweep.search random for some of them"),

@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.sweep import space as module
@@ -54,6 +54,7 @@ def test_a_condition_stands_behind_what_it_looks_at() -> None:
     assert [tuple(p.values()) for p in grid(space)] == [(18, 256), (34, 64), (34, 128), (50, 32)]
 
 
+@settings(deadline=None)
 @given(listed())
 def test_a_grid_has_as_many_points_as_its_size_and_each_once(space: Space) -> None:
     points = grid(space)
@@ -80,12 +81,14 @@ def test_the_size_of_a_space(dimensions, points) -> None:
 # -- draws -------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(listed(), st.integers(0, 2**32 - 1))
 def test_a_random_search_of_a_grid_is_its_points_in_another_order(space: Space, seed: int) -> None:
     points = draws(space, seed, size(space) or 0)
     assert sorted(map(str, points)) == sorted(map(str, grid(space)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 12))
 def test_a_draw_follows_from_seed_and_number_alone(seed: int, number: int) -> None:
     space = Space({"model.depth": DEPTHS, "optim.lr": RATES, "train.global_batch": BATCHES})
@@ -104,6 +107,7 @@ def test_another_seed_draws_others() -> None:
     assert draws(space, 0, 5) != draws(space, 1, 5)
 
 
+@settings(deadline=None)
 @given(st.one_of(ranges, whole_ranges), st.floats(0, 1, exclude_max=True))
 def test_what_is_drawn_lies_inside_and_is_its_own_text(found: Range, share: float) -> None:
     value = found.draw(share)
@@ -137,6 +141,7 @@ def test_a_log_range_is_drawn_alike_in_every_decade() -> None:
     assert 450 < decades[-2] < 550
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(1, 20), st.integers(0, 1000))
 def test_a_range_of_integers_is_drawn_without_repetition_to_its_end(low: int, more: int, seed: int) -> None:
     found = Range(low, low + more, whole=True)
@@ -184,6 +189,7 @@ def test_a_range_with_points_is_a_list(found: Range, count: int, values: tuple[f
     assert found.spread(count) == Values(values)
 
 
+@settings(deadline=None)
 @given(ranges, st.integers(2, 9))
 def test_points_rise_and_hold_both_ends(found: Range, count: int) -> None:
     values = found.spread(count).values

@@ -4,17 +4,19 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from orchestrator.config import RunConfig
 from orchestrator.plan import Counts, Plan, lanes_of, learning_rate, make_plan
-from orchestrator.progress import clock
 from orchestrator.sweep.config import SweepConfig, changing
 from orchestrator.sweep.runs import likely_points, title, trial_config, trial_id
 from orchestrator.sweep.space import Space
 from orchestrator.training.models.arch import Arch
-from orchestrator.training.reduce import Way
-from orchestrator.training.step import Precision
 from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes a second, and a refusal should not
+    from orchestrator.training.reduce import Way
+    from orchestrator.training.step import Precision
 
 OVERHEAD_S = 5.0  # of a trial besides training and evaluation: its run in storage and tracking, its group, its end
 SHOWN = 40  # trials
@@ -33,8 +35,8 @@ class Work:
     eval_size: int
     eval_batch: int
     lanes_per_pass: int = 0
-    reduce: Way = "fast"
-    precision: Precision = "fp32"
+    reduce: "Way" = "fast"
+    precision: "Precision" = "fp32"
     channels_last: bool = False
 
 
@@ -188,6 +190,8 @@ def _workers(trials: Sequence[Planned]) -> str:
 
 def _span(seconds: float) -> str:
     """'1:05', or '12.5 days'."""
+    from orchestrator.progress import clock  # which imports torch
+
     return clock(seconds) if seconds < 2 * DAY_S else f"{seconds / DAY_S:,.1f} days"
 
 

@@ -117,13 +117,12 @@ def _at_once(images: int, multiply_adds: int, device: torch.device) -> int:
 
 def _scaled(work: Work, known: dict[Work, Speed]) -> Speed:
     """Of work that was measured, with as many lanes or with one; else of the one with the nearest multiply-adds."""
-    own = _multiply_adds(work)
     for lanes in (work.lanes, 1):
         if (same := replace(work, lanes=lanes)) in known:
             return Speed(known[same].step * work.lanes / lanes, known[same].image)
-    near = min(known, key=lambda other: abs(_multiply_adds(other) - own))
+    near = min(known, key=lambda other: abs(_multiply_adds(other) / other.lanes - _multiply_adds(work) / work.lanes))
     scale = cost.multiply_adds(work.arch, work.eval_size) / cost.multiply_adds(near.arch, near.eval_size)
-    return Speed(known[near].step * own / _multiply_adds(near), known[near].image * scale)
+    return Speed(known[near].step * _multiply_adds(work) / _multiply_adds(near), known[near].image * scale)
 
 
 def _spread(works: Sequence[Work]) -> list[Work]:
