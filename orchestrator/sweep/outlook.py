@@ -155,7 +155,7 @@ def _stopping(sweep: SweepConfig, trials: Sequence[Planned]) -> str:
         return "none: poor trials take up good ones"
     epochs = max(config.train.epochs for config, _ in trials)
     if sweep.stop == "median":
-        return f"median: after {sweep.grace} epochs a trial ends that is below the median of the others so far"
+        return f"median: after {_epochs(sweep.grace)} a trial ends that is below the median of the others so far"
     if not (marks := rungs(sweep, epochs)):
         return (
             "none" if sweep.stop == "none" else f"none: no rung from sweep.grace = {sweep.grace} below {epochs} epochs"
@@ -176,8 +176,12 @@ def _trials(sweep: SweepConfig, space: Space, trials: Sequence[Planned]) -> list
     if len(trials) > SHOWN:
         lines.append(f"... and {len(trials) - SHOWN} more")
     if sweep.search == "pbt":
-        lines.append(f"after every {sweep.interval} epochs poor ones take up a good one and change {changing(space)}")
+        lines.append(f"after every {_epochs(sweep.interval)} poor ones take up a good one and change {changing(space)}")
     return lines
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def _workers(trials: Sequence[Planned]) -> str:
@@ -199,7 +203,11 @@ def _time(sweep: SweepConfig, trials: Sequence[Planned], probe: Probe) -> list[s
     at_once = sweep.concurrent or 1
     least, most = estimate(trials, probe, at_once, sweep)
     shown = " to ".join(dict.fromkeys(map(_span, (least, most))))
-    how = f"{at_once} at once" if sweep.concurrent else "one after the other (sweep.concurrent is not set)"
+    how = (
+        f"{at_once} at once"
+        if sweep.concurrent
+        else "one after the other (sweep.concurrent is not set: at once, what the cluster holds)"
+    )
     return [
         f"{shown} for all, {how}",
         f"steps and evaluation as measured on {probe.where}; decoding and sums over workers are left out; "
