@@ -241,14 +241,14 @@ def test_a_trial_costs_few_requests(real: RealServer, monkeypatch: pytest.Monkey
         return request(session, method, url, *args, **kwargs)
 
     monkeypatch.setattr(requests.Session, "request", counted)
-    run_id = new_run(real.uri, "digits", "a", parent_id=None, tags={"skiplane.kind": "trial"})
+    run_id = new_run(real.uri, "counted", "a", parent_id=None, tags={"skiplane.kind": "trial"})
     assert sent == ["experiments/get-by-name", "experiments/create", "runs/create", "runs/get", "runs/update"]
     sent.clear()
-    new_run(real.uri, "digits", "b", parent_id=None, tags={"skiplane.kind": "trial"})
+    new_run(real.uri, "counted", "b", parent_id=None, tags={"skiplane.kind": "trial"})
     assert sent == ["experiments/get-by-name", "runs/create", "runs/get", "runs/update"]
     sent.clear()
     tracker = open_tracker(
-        real.uri, "digits", "a", run_id=run_id, params=SETTINGS, tags={"skiplane.run": "a"}, dataset=DIGITS
+        real.uri, "counted", "a", run_id=run_id, params=SETTINGS, tags={"skiplane.run": "a"}, dataset=DIGITS
     )
     assert sent == ["runs/get", "runs/get", "runs/update", "runs/log-batch", "runs/log-inputs"]
     tracker.finish("FINISHED")

@@ -1,10 +1,7 @@
 """The door to MLflow: every call to it, and what its failures mean. mlflow (1.5 s to import) is loaded on first use."""
 
 import contextlib
-import fcntl
 import json
-import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking.address import answers, without_password
+from orchestrator.tracking.connection import alone, artifacts, connect
 from orchestrator.tracking.records import DatasetRef, File, Metric, Record, Status, Tags
 from orchestrator.tracking.sender import Refused, Unreachable
 from pipelines.errors import ClusterError, ConfigError
 
-REQUEST_S = 10  # for one request
 ITEMS = 100  # tags or params in one request
 PAGE = 1000  # runs in one answer
 DIGEST = 36  # characters of a dataset's digest
@@ -43,7 +40,7 @@ class Server:
         self.uri, self.shown = uri, without_password(uri)
         answers(uri)
         with self._opening():
-            self.client = _client(uri)
+            self.client = connect(uri)
 
     @property
     def is_http(self) -> bool:
@@ -52,7 +49,7 @@ class Server:
 
     def experiment(self, name: str) -> str:
         """The experiment's id; made where there is none, as is the database's schema."""
-        with self._opening(), _alone(self.uri):
+        with self._opening(), alone(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 return self._new_experiment(name)
@@ -67,7 +64,7 @@ class Server:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
+            return str(self.client.create_experiment(name, artifact_location=artifacts(self.uri)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -197,40 +194,6 @@ def in_batches(send: Callable[[list[Any]], None], items: list[Any], size: int) -
 
 def _parts(items: list[Any], size: int = ITEMS) -> list[list[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)] if items else []
-
-
-def _client(uri: str) -> Any:
-    """A client that gives up at once: trying again is the sender's work, with its own pauses."""
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_S)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    with _alone(uri):
-        return MlflowClient(tracking_uri=uri)
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """One process at a time makes a SQLite schema: of six that tried together, five died."""
-    if not uri.startswith("sqlite:"):
-        yield
-        return
-    with open(uri.removeprefix("sqlite:///") + ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _artifacts(uri: str) -> str | None:
-    """Beside a SQLite file: MLflow's own choice would be the current folder. A server has its own place."""
-    if not uri.startswith("sqlite:"):
-        return None
-    return Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts").as_uri()
 
 
 def _points(metrics: list[Metric]) -> list[Any]:
