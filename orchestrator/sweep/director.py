@@ -3,6 +3,7 @@
 A report is written before it counts, so whoever takes the sweep up knows the same and decides the same.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -54,6 +55,7 @@ class SweepDirector:
         self._trials = journal.trials()
         self._order = sum(len(trial.reports) for trial in self._trials.values())
         self._active: set[str] = set()
+        self._since: dict[str, float] = {}  # trial -> when it started, earlier parts included
         self._told: dict[str, str] = {}  # trial -> why it was asked to end
         self._stop_all(replay(self._live, self.trials, metric))
         self._fates = self._decide()
@@ -91,6 +93,7 @@ class SweepDirector:
         if workers is None:
             return None
         self._active.add(trial.id)
+        self._since[trial.id] = time.monotonic() - (trial.reports[-1].seconds if trial.reports else 0.0)
         self._put(replace(trial, state="running", reason=None))
         self._changed(self.trials, True)
         config = self._births.config(trial, self._fates[trial.id].until).replace({"cluster.workers": workers})
@@ -164,7 +167,8 @@ class SweepDirector:
             return
         values = {metric: record[FIELDS[metric]] for metric in METRICS if FIELDS[metric] in record}
         epoch = int(record["epoch"])
-        report = Report(self._order, epoch, epoch * self._births.epoch_samples(trial), values)
+        seconds = time.monotonic() - self._since.get(id, time.monotonic())
+        report = Report(self._order, epoch, epoch * self._births.epoch_samples(trial), values, seconds)
         self._order += 1
         self._put(replace(trial, reports=(*trial.reports, report)))
         score, last = signed(self._metric, values[self._metric]), epoch >= (trial.stop_after or trial.epochs)

@@ -66,7 +66,7 @@ def time_left(trials: Sequence[Trial], total: int, concurrent: int) -> float | N
 
     An epoch counts as long as it took in the trials of the same net, else in all. Ended trials count by the epochs
     that were *planned*, so that the share that is stopped early is expected to go on; failed ones do not count. Trials
-    that are not drawn yet are expected to be as those that are. Starting a trial is not in it.
+    that are not drawn yet are expected to be as those that are.
     """
     paces = {net: pace for net in {t.net for t in trials} if (pace := _pace([t for t in trials if t.net == net]))}
     mean = _pace(trials)
@@ -79,9 +79,9 @@ def time_left(trials: Sequence[Trial], total: int, concurrent: int) -> float | N
 
 
 def _pace(trials: Iterable[Trial]) -> float | None:
-    """Seconds an epoch: of the planned ones for trials that are over, of those done for trials that run."""
-    told = [(t.seconds, _planned(t)) for t in trials if t.state in ("finished", "stopped") and t.seconds > 0]
-    told += [(t.reports[-1].seconds, t.epoch) for t in trials if t.state == "running" and t.reports]
+    """Seconds an epoch, starts included: of the planned ones for trials that are over, of those done for others."""
+    heard = [t for t in trials if t.reports and t.state != "failed"]
+    told = [(t.reports[-1].seconds, _planned(t) if t.over else t.epoch) for t in heard]
     epochs = sum(epochs for _, epochs in told)
     return sum(spent for spent, _ in told) / epochs if epochs else None
 

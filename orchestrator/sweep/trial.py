@@ -25,7 +25,7 @@ class Report:
     epoch: int  # epochs done
     samples: int  # training images seen since the beginning of the run
     metrics: dict[str, float]  # see METRICS
-    seconds: float = 0.0  # of training and evaluation so far
+    seconds: float = 0.0  # that the trial has had its workers for, or waited for them to start
 
 
 @dataclass(frozen=True)
