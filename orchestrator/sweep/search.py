@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.runs import known_points
 from orchestrator.sweep.space import Point, Space
 from orchestrator.sweep.trial import Fork, Trial
 
@@ -58,3 +59,14 @@ class Tpe:
             return None
         score = trial.score(self._sweep.metric)
         return -math.inf if score is None or trial.state == "failed" else score
+
+
+def open_search(space: Space, sweep: SweepConfig, epochs: int) -> Search:
+    """The search that sweep.search names. epochs: of a trial."""
+    if sweep.search == "tpe":
+        return Tpe(space, sweep)
+    if sweep.search == "pbt":
+        from orchestrator.sweep.pbt import Pbt
+
+        return Pbt(space, sweep, epochs)
+    return Listed(known_points(space, sweep))

@@ -23,10 +23,8 @@ from orchestrator.sweep.config import SweepConfig, difference, identity
 from orchestrator.sweep.director import SweepDirector
 from orchestrator.sweep.journal import Journal, SweepRecord
 from orchestrator.sweep.outlook import planned
-from orchestrator.sweep.pbt import Pbt
 from orchestrator.sweep.rules import NoRule, Rule
-from orchestrator.sweep.runs import known_points
-from orchestrator.sweep.search import Listed, Search, Tpe
+from orchestrator.sweep.search import open_search
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.training import train
 from orchestrator.sweep.trial import METRICS, Trial
@@ -148,17 +146,10 @@ class _Sweep:
         births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, born)
         tags = provenance.tags() | {"skiplane.kind": "trial", "skiplane.sweep": self.config.name}
         return SweepDirector(
-            births, self._search(), self._rule(), self.sweep.metric,
+            births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
             self.journal, self.places, trials.stop, self.say, self._changed, self.stop,
             limit=self.sweep.max_failures, parent=parent, tags=tags, concurrent=self.sweep.concurrent,
         )  # fmt: skip
-
-    def _search(self) -> Search:
-        if self.sweep.search == "tpe":
-            return Tpe(self.space, self.sweep)
-        if self.sweep.search == "pbt":
-            return Pbt(self.space, self.sweep, self.config.train.epochs)
-        return Listed(known_points(self.space, self.sweep))
 
     def _rule(self) -> Callable[[], Rule]:
         """Rungs are counted in samples, so that nets of unlike speed and batch are compared alike."""
