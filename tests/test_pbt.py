@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config import RunConfig
 from orchestrator.sweep.config import SweepConfig, settled
-from orchestrator.sweep.pbt import ANEW, Member, Pbt, generations, next_generation, stop_after
+from orchestrator.sweep.pbt import ANEW, Member, Pbt, generations, lineage, next_generation, stop_after
 from orchestrator.sweep.runs import check
 from orchestrator.sweep.search import open_search
 from orchestrator.sweep.space import Range, Space, Values, draws
@@ -185,6 +185,16 @@ def test_the_last_generation_goes_to_the_end(search):
     while len(trials) < search.total:
         trials.append(told(trial_of(search.next(trials), len(trials)), 0.1 * (len(trials) % 4)))
     assert [trial.stop_after for trial in trials] == [2] * 4 + [4] * 4 + [0] * 4
+
+
+def test_a_trial_has_a_line_of_ancestors(search):
+    trials = []
+    while len(trials) < search.total:
+        trials.append(told(trial_of(search.next(trials), len(trials)), (0.9, 0.1, 0.2, 0.3)[len(trials) % 4]))
+    line = lineage(trials, "t009")  # in the place of the worst of the second generation: it goes on from the best
+    assert [trial.id for trial in line] == ["t000", "t004", "t009"]
+    assert [trial.fork for trial in line] == [None, Fork("t000", 2), Fork("t004", 4)]
+    assert lineage(trials, "t002") == [trials[2]]
 
 
 def test_a_search_whose_population_failed_has_no_more_trials(search):

@@ -24,17 +24,17 @@ def filled(folder, stored=(), held=(), owner=(0, 0)):
     checkpoints = Checkpoints(Storage(f"{folder}/run"), keep=9, warn=lambda _: None)
     names = [checkpoints.save(state(step)) for step in stored]
     for rank, step in enumerate(held):
-        (Path(folder) / f"shm{rank}").mkdir()
+        (Path(folder) / f"shm{rank}").mkdir(parents=True)
         if step:
             assert Memory("key", Path(folder) / f"shm{rank}", owner).put(state(step))
     return names[-1] if names else None
 
 
-def restored(rank, world_size, folder, name):
+def restored(rank, world_size, folder, name, fork=""):
     """(step, where it is from, the weight) on this rank."""
     memory = Memory("key", Path(folder) / f"shm{rank}")
     checkpoints = Checkpoints(Storage(f"{folder}/run"), keep=9, warn=lambda _: None)
-    found = restore(checkpoints, memory, name, Apart(rank, world_size))
+    found = restore(checkpoints, memory, name, Apart(rank, world_size), fork)
     if found is None:
         return None
     return found.checkpoint.progress.step, found.source, float(found.checkpoint.tensors["model"]["w"].mean())
@@ -97,3 +97,15 @@ def test_a_checkpoint_that_vanished_meanwhile_ends_the_group_and_not_the_run(tmp
     Storage(f"{tmp_path}/run").remove(f"{name}/progress.json")
     with pytest.raises(CheckpointGone, match=r"checkpoint .*step-000000005.* cannot be read any more"):
         restored(0, 1, tmp_path, name)
+
+
+@pytest.mark.slow
+def test_a_forked_run_begins_where_its_donor_stands_on_all_ranks(tmp_path):
+    """One rank reads it; what the run has of its own, in memory or in storage, comes first."""
+    fork = f"{tmp_path}/donor/{Checkpoints(Storage(f'{tmp_path}/donor'), keep=9).save(state(8))}"
+    filled(tmp_path, held=(0, 0, 0))
+    assert on_ranks(3, restored, str(tmp_path), None, fork) == [(8, f"from {fork}", 8.0)] * 3
+    own = filled(tmp_path / "own", stored=(2,), held=(0, 0, 0))
+    assert on_ranks(3, restored, str(tmp_path / "own"), own, fork) == [(2, STORAGE, 2.0)] * 3
+    filled(tmp_path / "copied", held=(0, 1, 0))
+    assert on_ranks(3, restored, str(tmp_path / "copied"), None, "/gone/checkpoints/step-1") == [(1, MEMORY, 1.0)] * 3

@@ -70,6 +70,14 @@ def stop_after(generation: int, interval: int, epochs: int) -> int:
     return end if end < epochs else 0
 
 
+def lineage(trials: Sequence[Trial], id: str) -> list[Trial]:
+    """What a trial's weights went through, from its beginning: it is last, and each forks from the one before it."""
+    known, line = {trial.id: trial for trial in trials}, [id]
+    while fork := known[line[0]].fork:
+        line.insert(0, fork.trial)
+    return [known[name] for name in line]
+
+
 def next_generation(
     members: Sequence[Member], generation: int, interval: int, epochs: int, space: Space, seed: int
 ) -> list[Draw]:
