@@ -1,5 +1,6 @@
 """Places, Pareto fronts and the time left, on tables of small numbers; the winner's recipe, loaded again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,13 @@ def test_a_stopped_trial_never_beats_one_that_ran_to_its_end() -> None:
     assert ids(placed(trials, TOP1)) == ["t002", "t003", "t001"]
     assert best(trials, TOP1) == trials[1]
     assert best([trials[0], trials[2]], TOP1) == trials[2]  # none has finished
+
+
+def test_a_part_that_another_trial_took_up_did_not_run_to_the_end() -> None:
+    """As in population based training: the part ended by plan, and its score is that of a third of the schedule."""
+    part, whole = trial(1, top1=0.9, epoch=2, stop_after=2), trial(2, top1=0.8, fork=Fork("t001", 2))
+    assert ids(placed([part, whole], TOP1)) == ["t002", "t001"]
+    assert best([part], TOP1) == part
 
 
 def test_best_of_each_net() -> None:
@@ -116,6 +124,9 @@ def running(number: int, epoch: int, net: str = "resnet-18", a_epoch: float = 2.
         ([trial(1, top1=0.9), trial(2, "resnet-34", 0.9, seconds=30.0), trial(3, "resnet-34")], 3, 1, 30.0),  # by net
         ([trial(1, top1=0.9), trial(3, "resnet-34")], 2, 1, 12.0),  # of that net nothing is known: as the others
         ([trial(1, top1=0.9), trial(2, stop_after=4, fork=Fork("t001", 2))], 2, 1, 4.0),  # epochs 3 and 4
+        ([running(1, 2, a_epoch=3.0), replace(running(2, 4), fork=Fork("t001", 2))], 2, 1, 21.0),  # 4 and 2 epochs, at
+        # (6 + 8) s for the (2 + 2) that they did
+        ([replace(running(1, 2), state="waiting")], 1, 1, 8.0),  # between two parts
     ],
 )
 def test_time_left(trials: list[Trial], total: int, concurrent: int, left: float | None) -> None:

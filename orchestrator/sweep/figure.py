@@ -46,7 +46,7 @@ def _points(axes: "Axes", trials: Sequence[Trial], metric: str, cost: ranking.Co
     size = 42.0 if len(trials) <= CROWD else 16.0
     for family, colour in FAMILIES.items():
         for ended in (False, True):  # what ran to its end lies above
-            some = [t for t in trials if _family(t) == family and (t.state == "finished") is ended]
+            some = [t for t in trials if _family(t) == family and ranking.ran_to_its_end(t) is ended]
             axes.scatter([cost(t) for t in some], [_height(t, metric) for t in some], s=size, linewidths=1.1,
                          facecolors=colour if ended else "none", edgecolors=colour, alpha=0.8, zorder=3)  # fmt: skip
 
@@ -89,7 +89,7 @@ def _legend(axes: "Axes", trials: Sequence[Trial]) -> None:
     families = {_family(trial) for trial in trials}
     names = {"plain": "plain nets", "resnet": "residual nets"}
     marks = [mark(colour, names[name], colour) for name, colour in FAMILIES.items() if name in families]
-    if any(trial.state != "finished" for trial in trials):
+    if not all(map(ranking.ran_to_its_end, trials)):
         marks.append(mark(FRONT, "not run to the end", "none"))
     marks.append(Line2D([], [], color=FRONT, linewidth=1.2, label="not beaten by another"))
     axes.figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False)

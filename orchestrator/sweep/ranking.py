@@ -28,8 +28,8 @@ def ranked(trials: Iterable[Trial], metric: str) -> list[Trial]:
 
 def placed(trials: Sequence[Trial], metric: str) -> list[Trial]:
     """The final places: `ranked`, but a trial that ran to its end stands before one that did not."""
-    ended = [trial for trial in trials if _ran_to_its_end(trial, metric)]
-    others = [trial for trial in trials if not _ran_to_its_end(trial, metric)]
+    ended = [trial for trial in trials if _counts(trial, metric)]
+    others = [trial for trial in trials if not _counts(trial, metric)]
     return ranked(ended, metric) + ranked(others, metric)
 
 
@@ -53,7 +53,7 @@ def pareto(trials: Sequence[Trial], metric: str, cost: Cost) -> list[Trial]:
     its cheapness is of no use. Of equals the first by id stands for all.
     """
     known = [trial for trial in trials if _known(trial, metric)]
-    ended = [trial for trial in known if _ran_to_its_end(trial, metric)]
+    ended = [trial for trial in known if _counts(trial, metric)]
     front: list[Trial] = []
     for trial in sorted(ended or known, key=lambda t: (cost(t), -_score(t, metric), t.id)):
         if not front or _score(trial, metric) > _score(front[-1], metric):
@@ -64,38 +64,52 @@ def pareto(trials: Sequence[Trial], metric: str, cost: Cost) -> list[Trial]:
 def time_left(trials: Sequence[Trial], total: int, concurrent: int) -> float | None:
     """Seconds until `total` trials are over, `concurrent` at a time; None while nothing tells how fast they are.
 
-    An epoch counts as long as it took in the trials of the same net, else in all. Ended trials count by the epochs
-    that were *planned*, so that the share that is stopped early is expected to go on; failed ones do not count. Trials
-    that are not drawn yet are expected to be as those that are.
+    An epoch counts as long as it took in the trials of the same net, else in all, by the clock of their reports.
+    Trials that are over count by the epochs that were *planned*: the share that is stopped early is expected to stay as
+    it is. Trials that are not drawn yet are expected to be as those that are.
     """
     paces = {net: pace for net in {t.net for t in trials} if (pace := _pace([t for t in trials if t.net == net]))}
     mean = _pace(trials)
     if mean is None:
         return None
-    left = [_epochs_left(trial) * paces.get(trial.net, mean) for trial in trials if not trial.over]
-    whole = [_planned(trial) * paces.get(trial.net, mean) for trial in trials]
+    left = [(_own(t) - _done(t)) * paces.get(t.net, mean) for t in trials if not t.over]
+    whole = [_own(trial) * paces.get(trial.net, mean) for trial in trials]
     undrawn = max(total - len(trials), 0) * sum(whole) / len(whole)
     return max([(sum(left) + undrawn) / max(concurrent, 1), *left])
 
 
+def ran_to_its_end(trial: Trial) -> bool:
+    """Whether it was trained for all of its epochs: neither stopped, nor a part that another trial took up."""
+    return trial.state == "finished" and trial.epoch >= trial.epochs
+
+
 def _pace(trials: Iterable[Trial]) -> float | None:
-    """Seconds an epoch, starts included: of the planned ones for trials that are over, of those done for others."""
-    heard = [t for t in trials if t.reports and t.state != "failed"]
-    told = [(t.reports[-1].seconds, _planned(t) if t.over else t.epoch) for t in heard]
+    """Seconds an epoch; a failed trial tells nothing."""
+    told = [(_spent(t), _own(t) if t.over else _done(t)) for t in trials if t.state != "failed" and _spent(t) > 0]
     epochs = sum(epochs for _, epochs in told)
     return sum(spent for spent, _ in told) / epochs if epochs else None
 
 
-def _planned(trial: Trial) -> int:
-    return trial.stop_after or trial.epochs
+def _spent(trial: Trial) -> float:
+    """Seconds until its last report, its start included; what a fork took over is not."""
+    return trial.reports[-1].seconds if trial.reports else 0.0
 
 
-def _epochs_left(trial: Trial) -> int:
-    return max(_planned(trial) - max(trial.epoch, trial.fork.epoch if trial.fork else 0), 0)
+def _own(trial: Trial) -> int:
+    """Epochs that it is to train itself."""
+    return max((trial.stop_after or trial.epochs) - _taken_over(trial), 0)
 
 
-def _ran_to_its_end(trial: Trial, metric: str) -> bool:
-    return trial.state == "finished" and _known(trial, metric)
+def _done(trial: Trial) -> int:
+    return max(trial.epoch - _taken_over(trial), 0)
+
+
+def _taken_over(trial: Trial) -> int:
+    return trial.fork.epoch if trial.fork else 0
+
+
+def _counts(trial: Trial, metric: str) -> bool:
+    return ran_to_its_end(trial) and _known(trial, metric)
 
 
 def _known(trial: Trial, metric: str) -> bool:
