@@ -1,0 +1,264 @@
+"""What a sweep's driver decides, with a stand-in for everything that trains; and that the journal alone carries it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.cluster.rules import Asha, Median
+from orchestrator.config import RunConfig
+from orchestrator.state.records import Result, write_result
+from orchestrator.state.storage import Storage
+from orchestrator.stop import Stop
+from orchestrator.sweep.director import TRIES, SweepDirector
+from orchestrator.sweep.journal import Journal
+from orchestrator.sweep.rules import NoRule
+from orchestrator.sweep.search import Draw, Listed
+from orchestrator.sweep.trial import Trial
+
+EPOCH, EPOCHS, METRIC = 100, 9, "val/top1"
+RULES = {
+    "none": NoRule,
+    "asha": lambda: Asha(METRIC, EPOCH, 3, EPOCH * EPOCHS),
+    "median": lambda: Median(METRIC, EPOCH, least=2),
+}
+
+
+class Killed(Exception):
+    """The sweep's driver is gone."""
+
+
+class Births:
+    """Trials whose scores are given: curves[k] of the k-th, by epoch."""
+
+    def __init__(self, folder, workers="1"):
+        self.folder, self.workers, self.closed = folder, workers, []
+
+    def bear(self, number, draw):
+        return Trial(f"t{number:03d}", draw.point, f"net {number}", epochs=EPOCHS, workers=self.workers)
+
+    def config(self, trial, until=0):
+        return RunConfig(name=trial.id).replace({
+            "cluster.storage": str(self.folder), "train.epochs": EPOCHS, "train.stop_after": until % EPOCHS
+        })  # fmt: skip
+
+    def epoch_samples(self, trial):
+        return EPOCH
+
+    def close(self, trial):
+        self.closed.append(trial.id)
+
+
+class Places:
+    """Places for workers."""
+
+    def __init__(self, total):
+        self.total, self.taken = total, {}
+
+    def take(self, id, workers):
+        if sum(self.taken.values()) + int(workers) > self.total:
+            return None
+        self.taken[id] = int(workers)
+        return workers
+
+    def give(self, id):
+        self.taken.pop(id, None)
+
+
+class World:
+    """Slots that train: each `tick` is one epoch of one trial. What a run has done outlives the driver."""
+
+    def __init__(self, folder, curves, *, rule="asha", slots=2, workers="1", limit=None):
+        self.folder, self.curves, self.slots, self.limit = folder, curves, slots, limit
+        self.births, self.rule, self.done = Births(folder, workers), RULES[rule], {}
+        self.submit()
+
+    def submit(self):
+        """A driver, the first or one that takes over."""
+        self.stop, self.said, self.asked, self.running = Stop(), [], {}, {}
+        self.places = Places(self.slots)
+        self.director = SweepDirector(
+            self.births, Listed([{"k": k} for k in range(len(self.curves))]), self.rule, METRIC,
+            Journal(Storage(str(self.folder))), self.places, self.asked.__setitem__, self.said.append,
+            lambda trials, moment: None, self.stop, limit=self.limit,
+        )  # fmt: skip
+
+    def fill(self):
+        while given := self.director.next():
+            self.running[given.id] = json.loads(given.what)["config"]["train"]["stop_after"] or EPOCHS
+
+    def tick(self, id):
+        """One epoch of a trial, as its slot would tell it: what is there already comes first."""
+        done, curve = self.done.setdefault(id, 0), self.curves[int(id[1:]) - 1]
+        news = [record("recalled", k, curve[k]) for k in range(done)]
+        if done < self.running[id]:
+            self.done[id] = done + 1
+            news.append(record("epoch", done, curve[done]))
+        self.director.heard(id, news)
+        if id in self.asked:
+            self.end(id, "stopped")
+        elif self.done[id] >= self.running[id]:
+            self.end(id, "finished" if self.done[id] == EPOCHS else "stopped")
+
+    def end(self, id, state, reason=None):
+        curve = [{**record("", k, score), "epoch": k + 1} for k, score in enumerate(self.curves[int(id[1:]) - 1])]
+        del self.running[id]
+        self.director.ended(id, {"state": state, "reason": reason, "curve": curve[: self.done.get(id, 0)],
+                                 "weights_sha256": f"{id} after {self.done.get(id, 0)}", "seconds": 1.0})  # fmt: skip
+
+    def run(self, choose=min):
+        while not self.director.over():
+            self.fill()
+            if self.running:
+                self.tick(choose(self.running))
+        return self.ends()
+
+    def ends(self):
+        return [
+            (t.id, t.state, t.epoch, t.weights_sha256) for t in Journal(Storage(str(self.folder))).trials().values()
+        ]
+
+
+def record(kind, epoch, score):
+    return {"kind": kind, "epoch": epoch + 1, "val_top1": score, "train_loss": 1 - score, "time_ms": 0}
+
+
+FLAT = [[score] * EPOCHS for score in (0.6, 0.5, 0.8, 0.7)]
+
+
+def test_a_sweep_runs_to_its_end_and_keeps_what_became_of_each_trial(tmp_path):
+    world = World(tmp_path, FLAT)
+    assert world.run() == [
+        ("t001", "finished", 9, "t001 after 9"),
+        ("t002", "stopped", 1, "t002 after 1"),  # exactly at the rung, not an epoch more
+        ("t003", "finished", 9, "t003 after 9"),
+        ("t004", "stopped", 3, "t004 after 3"),  # above two thirds of the way at the first, below it at the second
+    ]
+    stopped = next(line for line in world.said if line.startswith("t002"))
+    assert stopped.startswith("t002 net 2 stopped: asha: ")
+    assert sorted(world.births.closed) == ["t001", "t002", "t003", "t004"]
+    assert not world.places.taken
+
+
+@given(data=st.data(), rule=st.sampled_from(["asha", "none"]))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_driver_that_dies_anywhere_is_followed_by_one_that_ends_the_same(tmp_path_factory, data, rule):
+    scores = st.lists(st.sampled_from([0.1, 0.4, 0.6, 0.9]), min_size=EPOCHS, max_size=EPOCHS)
+    curves = data.draw(st.lists(scores, min_size=1, max_size=4))
+    calm = World(tmp_path_factory.mktemp("calm"), curves, rule=rule, slots=1).run()
+    world = World(tmp_path_factory.mktemp("wild"), curves, rule=rule, slots=data.draw(st.integers(1, 3)))
+    for _ in range(data.draw(st.integers(0, 4))):
+        for _ in range(data.draw(st.integers(0, 6))):
+            world.fill()
+            if world.running:
+                world.tick(data.draw(st.sampled_from(sorted(world.running))))
+        world.submit()
+    assert world.run(lambda running: data.draw(st.sampled_from(sorted(running)))) == calm
+
+
+def test_what_a_trial_said_last_is_not_lost_with_the_driver_and_it_does_not_run_again(tmp_path):
+    world = World(tmp_path, FLAT[:1], rule="none")
+    world.fill()
+    curve = [{"epoch": k + 1, "val_top1": 0.5 + k / 100, "train_loss": 1.0} for k in range(EPOCHS)]
+    ended = Result("t001", "finished", EPOCHS, 99, weights_sha256="abc", seconds=7.0, curve=curve)
+    write_result(Storage(str(tmp_path / "t001")), ended)
+    world.submit()
+    assert world.director.next() is None
+    assert world.director.over()
+    (trial,) = world.director.trials
+    assert (trial.state, trial.epoch, trial.value(METRIC), trial.weights_sha256) == ("finished", 9, 0.58, "abc")
+
+
+def test_a_trial_whose_driver_dies_is_tried_again_and_fails_in_the_end(tmp_path):
+    world = World(tmp_path, FLAT[:1], rule="none")
+    for _ in range(TRIES):
+        assert not world.director.over()
+        world.fill()
+        world.director.died("t001", "out of memory")
+    (trial,) = world.director.trials
+    assert (trial.state, trial.failures) == ("failed", TRIES)
+    assert trial.reason == "the trial's driver died: out of memory"
+    assert world.director.over()
+    assert world.births.closed == ["t001"]
+
+
+def test_a_failed_trial_does_not_end_the_sweep_but_too_many_do(tmp_path):
+    world = World(tmp_path / "a", FLAT, rule="none", slots=1)
+    world.fill()
+    world.end("t001", "failed", "the loss is not finite")
+    assert [end[1] for end in world.run()] == ["failed", "finished", "finished", "finished"]
+    world = World(tmp_path / "b", FLAT, rule="none", slots=2, limit=0)
+    world.fill()
+    world.end("t001", "failed", "the loss is not finite")
+    assert world.director.gives_up
+    world.fill()
+    assert list(world.running) == ["t002"]  # nothing new starts, and what runs is asked to save itself
+    world.tick("t002")
+    assert world.asked == {"t002": "too many trials failed"}
+    assert world.director.over()
+    assert [end[1] for end in world.ends()] == ["failed", "waiting"]
+
+
+def test_a_signal_lets_nothing_start_and_what_runs_goes_on_next_time(tmp_path):
+    world = World(tmp_path, FLAT, rule="none")
+    world.fill()
+    world.tick("t001")
+    world.stop.ask("SIGTERM")
+    world.tick("t001")
+    world.tick("t002")
+    assert world.asked == {"t001": "SIGTERM", "t002": "SIGTERM"}
+    assert world.director.over()
+    assert world.director.next() is None
+    assert [end[1] for end in world.ends()] == ["waiting", "waiting"]
+    world.submit()
+    assert [end[:3] for end in world.run()] == [(f"t00{k}", "finished", 9) for k in range(1, 5)]
+
+
+def test_the_median_rule_stops_while_a_trial_trains_and_what_it_says_after_that_does_not_count(tmp_path):
+    world = World(tmp_path, [[0.9] * EPOCHS, [0.8] * EPOCHS, [0.1] * EPOCHS], rule="median", slots=3)
+    world.fill()
+    for id in ("t001", "t002", "t003"):
+        world.tick(id)
+    assert list(world.asked) == ["t003"]
+    assert world.asked["t003"].startswith("median: ")
+    assert [end[:3] for end in world.ends()][2] == ("t003", "stopped", 1)
+    world.submit()  # and whoever takes over agrees, though the order of reports is all there is
+    assert world.director.trials[2].state == "stopped"
+
+
+@pytest.mark.parametrize(("workers", "slots", "at_once"), [("1", 3, 3), ("2", 3, 1), ("2", 4, 2), ("3", 2, 0)])
+def test_a_trial_starts_only_where_its_whole_group_fits(tmp_path, workers, slots, at_once):
+    world = World(tmp_path, FLAT, rule="none", slots=slots, workers=workers)
+    world.fill()
+    assert len(world.running) == at_once
+
+
+def test_a_trial_that_cannot_be_trained_is_born_failed_and_others_go_on(tmp_path):
+    world = World(tmp_path, FLAT[:2], rule="none")
+    bear = world.births.bear
+
+    def refuse(number, draw):
+        if number == 1:
+            return Trial("t001", draw.point, "k=0", state="failed", reason="does not fit")
+        return bear(number, draw)
+
+    world.births = world.director._births = SimpleNamespace(
+        bear=refuse, config=world.births.config, epoch_samples=world.births.epoch_samples, close=lambda trial: None
+    )
+    assert [end[:2] for end in world.run()] == [("t001", "failed"), ("t002", "finished")]
+
+
+def test_nothing_is_born_while_nothing_fits_or_while_mlflow_does_not_take_its_run(tmp_path):
+    world = World(tmp_path, FLAT, rule="none", slots=1)
+    world.fill()
+    assert len(world.director.trials) == 1
+    world.births.bear = lambda number, draw: None
+    world.end("t001", "failed", "x")
+    assert world.director.next() is None
+    assert not world.director.over()
+
+
+def test_draws_are_asked_for_in_order():
+    assert Listed([{"a": 1}, {"a": 2}]).next([Trial("t001", {}, "")]) == Draw({"a": 2})
