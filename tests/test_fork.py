@@ -17,6 +17,7 @@ from orchestrator.state.storage import Storage
 from pipelines.dataset import open_dataset
 from pipelines.errors import ConfigError, DataError
 from tests.gloo_group import train
+from tests.servers import S3Server
 
 SHORT = ("--train.epochs", "2", "--model.width", "4", "--train.keep", "99", "--train.checkpoint_steps", "6")
 SAME = ("weights_sha256", "data_digest", "curve", "train_loss_mean", "steps", "bad_samples")
@@ -107,6 +108,18 @@ def test_a_fork_of_a_fork(settings_for, donor):
     second = settings_for("--name", "second", *SHORT, "--train.fork", stands_at(first, 24))
     check(second)
     assert run(second)["weights_sha256"] == whole["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_the_donor_may_lie_in_a_bucket(settings_for, donor, monkeypatch):
+    config, whole = donor
+    with S3Server(Path(config.folder())) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        fork = f"{server.url}/{stands_at(config, STEPS).split('donor/')[1]}"
+        forked = settings_for("--name", "forked", *SHORT, "--train.fork", fork)
+        assert forked.train.fork.startswith("s3://")
+        check(forked)
+        assert run(forked)["weights_sha256"] == whole["weights_sha256"]
 
 
 @pytest.mark.slow
