@@ -39,6 +39,8 @@ def answer(name: str, status: str, trials: Sequence[Trial], metric: str, *, stor
         for kind, content in figure.pareto(trials, metric).items():
             storage.write(f"pareto.{kind}", content)
         about = f"Trial {best.id} of sweep {name}: {best.title}, {table.scored(best, metric)}, {best.state}."
+        if best.fork is not None:
+            about += f"\nIts last part alone: it took up trial {best.fork.trial} after {best.fork.epoch} epochs."
         storage.write(RECIPE, recipe(base, best.config, about).encode())
     found = Answer(
         name, status, [shown(trial) for trial in trials], metric,

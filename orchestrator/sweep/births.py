@@ -14,7 +14,7 @@ from orchestrator.sweep.search import Draw
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.trial import Fork, Trial
 from orchestrator.tracking import end_run, new_run
-from pipelines.errors import ClusterError, ConfigError, DataError
+from pipelines.errors import ClusterError, ConfigError, DataError, SkiplaneError
 
 TRIAL = "skiplane.trial"  # tag of a trial's run in MLflow: its id
 
@@ -70,7 +70,7 @@ class Births:
         try:
             tags = {"skiplane.state": "failed", "skiplane.reason": (trial.reason or "")[:500]}
             end_run(self.base.tracking.uri, trial.mlflow_run_id, "FAILED", tags)
-        except ClusterError as error:
+        except SkiplaneError as error:
             self.say(f"tracking: {trial.id} is not marked as failed: {error}")
 
     def _tracked(self, trial: Trial) -> Trial | None:
