@@ -13,6 +13,7 @@ from orchestrator.state.checkpoints import Checkpoints, step_of
 from orchestrator.state.fork import check_fork, check_position
 from orchestrator.state.packed import pack
 from orchestrator.state.records import record_of, write_record
+from orchestrator.state.saver import BackgroundSaver
 from orchestrator.state.storage import Storage
 from pipelines.dataset import open_dataset
 from pipelines.errors import ConfigError, DataError
@@ -38,6 +39,18 @@ def stands_at(config, step):
     """train.fork for the checkpoint after so many steps."""
     [name] = [name for name in Checkpoints(Storage(config.folder()), 9).names() if step_of(name) == step]
     return f"{config.folder()}/{name}"
+
+
+@pytest.fixture(autouse=True)
+def every_checkpoint(monkeypatch):
+    """None gives way to the next one, however slow the disk is."""
+    save = BackgroundSaver.save
+
+    def save_and_wait(self, *arguments):
+        save(self, *arguments)
+        self.wait()
+
+    monkeypatch.setattr(BackgroundSaver, "save", save_and_wait)
 
 
 @pytest.fixture
@@ -123,6 +136,7 @@ def test_the_donor_may_lie_in_a_bucket(settings_for, donor, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_begin_with_the_same_bytes(settings_for):
     """One reads, the other hears of it."""
     config = settings_for("--name", "donor", *SHORT)
