@@ -10,6 +10,7 @@ ends by itself where its workers do not.
 import tempfile
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -26,32 +27,34 @@ def main(argv: list[str]) -> int:
     surroundings = settings.Edge.of_environment()
     _, config = settings.load(argv, own, surroundings)
     prepare(surroundings.home)
-    from orchestrator.cluster.group import Mailbox
+    from orchestrator.cluster.mailbox import Mailbox
+    from orchestrator.cluster.member import packed
     from orchestrator.cluster.session import session
     from orchestrator.worker import Job
 
-    with session(config.cluster.cpus):
-        mailbox = Mailbox()
-        mailbox.begin(1)
-        fit = threading.Thread(target=_trainer(config, Job(config), mailbox).fit, daemon=True)
+    with session(config.cluster.cpus), closing(Mailbox()) as mailbox:
+        group = mailbox.muster()
+        fit = threading.Thread(target=_trainer(config, mailbox, group).fit, daemon=True)
         fit.start()
+        mailbox.give(group, packed(train, Job(config)))
         while fit.is_alive():
-            _tell(mailbox.drain())
+            records = mailbox.drain()
+            _tell(records)
+            if any(record["kind"] == "done" for record in records):
+                mailbox.dismiss(group)
             fit.join(0.2)
-        _tell(mailbox.drain())
     return 0
 
 
-def _trainer(config: Any, job: Any, mailbox: Any) -> Any:
+def _trainer(config: Any, mailbox: Any, group: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from orchestrator.cluster.group import _enter
+    from orchestrator.cluster.member import enter
 
-    loop = {"function": train, "job": job, "mailbox": mailbox.actor, "attempt": 1, "threads": 1}
     return TorchTrainer(
-        _enter,
-        train_loop_config=loop,
+        enter,
+        train_loop_config={"mailbox": mailbox.actor, "group": group, "threads": 1},
         scaling_config=ScalingConfig(
             num_workers=config.cluster.span,
             resources_per_worker={"CPU": 1},

@@ -1,5 +1,9 @@
 """Plain and residual nets trained alike, beside the paper: `python -m jobs.study --recipe digits --name demo`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from jobs import edge
 from orchestrator import settings, study
 from orchestrator.cluster.environment import prepare
@@ -25,11 +29,19 @@ def main(argv: list[str]) -> int:
         return dry_run(config, study.children(config, nets, args.seeds))
     prepare(surroundings.home)
     from orchestrator import supervise  # ray, torch and mlflow take seconds to import: not for a dry run
+    from orchestrator.cluster.crews import Crews
     from orchestrator.cluster.session import session
 
-    cluster, stops = (lambda: session(config.cluster.cpus)), (KeyboardInterrupt, supervise.Stopped)
+    crews, stops = Crews(), (KeyboardInterrupt, supervise.Stopped)
+
+    @contextmanager
+    def cluster() -> Iterator[None]:
+        with session(config.cluster.cpus), crews:
+            yield
+
+    train = partial(supervise.run, crews=crews)
     try:
-        study.run(config, nets, args.seeds, say=edge.say, train=supervise.run, cluster=cluster, stops=stops)
+        study.run(config, nets, args.seeds, say=edge.say, train=train, cluster=cluster, stops=stops)
     except supervise.Stopped as stopped:
         edge.say(f"stopped; the same command goes on from the last checkpoint in {config.folder()}")
         return 128 + stopped.signum

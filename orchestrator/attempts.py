@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import worker
-from orchestrator.cluster.group import Group, GroupDied, Mailbox, Size, raise_error
+from orchestrator.cluster.crews import Crews
+from orchestrator.cluster.group import Group, Size, raise_error
+from orchestrator.cluster.mailbox import GroupDied
 from orchestrator.cluster.room import Room
 from orchestrator.cluster.session import job_id
 from orchestrator.cluster.watch import Watch
@@ -27,7 +29,7 @@ from orchestrator.worker import Job
 from pipelines.errors import SkiplaneError, TrainingError
 
 POLL_S = 0.2
-END_S = 20.0  # that a group has to end after an error
+END_S = 20.0  # that workers have to save their state after an error of another
 GRACE_S = 1.5  # that Ray has to end a group of which a worker said that it cannot go on
 LONGEST_PAUSE_S = 30.0  # between groups that die one after the other
 Say = Callable[[str], None]
@@ -43,6 +45,7 @@ class Attempts:
     config: RunConfig
     plan: Plan
     room: Room
+    crews: Crews
     checkpoints: Checkpoints
     held: Lease
     ear: Ear
@@ -60,32 +63,30 @@ class Attempts:
     _begun: int = -1  # step that the newest group went on from
     _began: float | None = None  # when it did; None while it starts
     _trained: int = 0  # workers of the newest group that got so far
+    _taken_up: bool = False  # whether the newest group is an earlier run's
 
     def run(self, size: Size) -> dict[str, Any]:
         """The first group's size -> rank 0's summary: the run is finished, or was asked to stop and has its checkpoint.
 
         Raises the SkiplaneError that ended it; TrainingError where groups die without progress.
         """
-        groups: list[Group] = []
-        with closing(Mailbox()) as mailbox:
-            try:
-                while True:
-                    try:
-                        summary = self._attempt(size, mailbox, groups)
-                        if summary["status"] == "finished" or summary.get("reason") or self.stop.asked():
-                            return summary
-                    except GroupDied as died:
-                        self._after_death(died)
-                    size = self.room.find(again=True)
-                    self._heed_stop()
-            finally:
-                _wait_for(groups)
+        try:
+            while True:
+                try:
+                    if summary := self._attempt(size):
+                        return summary
+                except GroupDied as died:
+                    self._after_death(died)
+                size = self.room.find(again=True)
+                self._heed_stop()
+        except BaseException:
+            self.crews.settle()
+            raise
 
-    def _attempt(self, size: Size, mailbox: Mailbox, groups: list[Group]) -> dict[str, Any]:
-        """One group, from its start to its end."""
+    def _attempt(self, size: Size) -> dict[str, Any] | None:
+        """One group, until its work is done: rank 0's summary, or None where another group is to go on."""
         self.number += 1
         fence = self.held.begin(self.number)
-        mailbox.begin(self.number)
         found = self.checkpoints.latest()
         resume, step = (found.name, found.progress.step) if found else (None, 0)
         self.ear.recall(found.progress.curve if found else [])
@@ -94,10 +95,20 @@ class Attempts:
         self._announce(size, step)
         job = Job(self.config, resume, self.digest, self.run_id, fence)
         self._began = None
-        group = Group(worker.train, job, size, mailbox, f"{self.config.name}-{self.number}")
-        groups.append(group)
-        with closing(Watch(self.room, size.workers)) as watch:
-            return _Watched(self, group, mailbox, watch).outcome()
+        group = self.crews.take(size, worker.train, job, f"{self.config.name}-{self.number}")
+        self._taken_up = group.works > 1
+        try:
+            with closing(Watch(self.room, size.workers)) as watch:
+                summary = _Watched(self, group, watch).outcome()
+        except BaseException:
+            self.crews.end(group)
+            raise
+        if summary["status"] == "finished" or summary.get("reason") or self.stop.asked():
+            self.crews.give_back(group)
+            return summary
+        self.crews.end(group)
+        self.crews.settle()
+        return None
 
     # -- what the group says -------------------------------------------------------------------------------------
 
@@ -138,6 +149,9 @@ class Attempts:
     def _after_death(self, died: GroupDied) -> None:
         if self.stop.asked():
             raise KeyboardInterrupt from died
+        if self._taken_up and self.starts:
+            self.say(f"the workers of the run before are gone ({died}): others are started")
+            return  # they died while they were idle
         self._failures += 1
         limit = self.config.cluster.max_restarts
         if self._failures > limit:
@@ -172,26 +186,18 @@ class Attempts:
         self.tracker.tags({"skiplane.world_size": str(size.workers), "ray.job_id": job_id()})
 
 
-def _wait_for(groups: list[Group]) -> None:
-    """Ray's session, ended under a group's thread, would end this process too, without a word."""
-    until = time.monotonic() + END_S
-    for group in groups:
-        group.wait(max(0.0, until - time.monotonic()))
-
-
 class _Watched:
     """A group that trains, and what is known of it."""
 
-    def __init__(self, attempts: Attempts, group: Group, mailbox: Mailbox, watch: Watch) -> None:
-        self._attempts, self._group, self._mailbox, self._watch = attempts, group, mailbox, watch
-        self._actors: dict[int, Any] = {}  # rank -> what it can be ended by
+    def __init__(self, attempts: Attempts, group: Group, watch: Watch) -> None:
+        self._attempts, self._group, self._watch = attempts, group, watch
         self._lost: dict[int, str] = {}  # rank -> why it cannot go on
         self._lost_at = 0.0
         self._asked_at = -math.inf
 
     def outcome(self) -> dict[str, Any]:
         """Rank 0's summary. Raises GroupDied, or the SkiplaneError that a worker reported."""
-        while not self._group.wait(POLL_S):
+        while not (self._group.done or self._group.wait(POLL_S)):
             try:
                 self._attempts.held.check()
                 self._hear()
@@ -202,14 +208,13 @@ class _Watched:
                 self._end()
                 raise
         self._hear()
-        return self._group.outcome() or {}
+        return self._group.outcome()
 
     def _hear(self) -> None:
-        records: list[Record] = self._mailbox.drain()
+        records: list[Record] = self._group.hear()
         for record in records:
             match record["kind"]:
                 case "worker":
-                    self._actors[record["rank"]] = record["actor"]
                     self._watch.held = {*self._watch.held, record["node"]}
                 case "restored":
                     self._attempts.restored(record["global_step"], record["source"])
@@ -234,10 +239,10 @@ class _Watched:
 
     def _end(self) -> None:
         """Workers that can save their state may, others are ended."""
-        self._mailbox.ask_stop()
+        self._group.dismiss()
         if not (self._lost or self._watch.lost or self._attempts.starts):
             self._group.wait(END_S)
-        self._group.kill(self._actors.values())
+        self._group.kill()
 
     def _ask_to_end(self) -> bool:
         """Whether there is a reason for it."""
@@ -255,5 +260,5 @@ class _Watched:
         else:
             return False
         self._attempts.say(why)
-        self._mailbox.ask_stop()
+        self._group.ask_stop()
         return True

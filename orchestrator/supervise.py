@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator import provenance
 from orchestrator.attempts import Attempts
+from orchestrator.cluster.crews import Crews
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.room import Room, find_workers
 from orchestrator.cluster.session import session
@@ -53,11 +54,13 @@ class Stopped(Exception):
 
 
 def run(config: RunConfig, *, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None,
-        mlflow_run_id: str | None = None, stop: Stop | None = None, show: Show | None = None) -> Result:  # fmt: skip
+        mlflow_run_id: str | None = None, stop: Stop | None = None, show: Show | None = None,
+        crews: Crews | None = None) -> Result:  # fmt: skip
     """Trains the run that `config` names, from wherever it is, to its end or to train.stop_after.
 
     parent and tags: of its run in MLflow, mlflow_run_id: that run, where it was made before. stop: whoever may ask for
-    an end; without it SIGINT and SIGTERM do. show: who sees how far it is; without it lines are said.
+    an end; without it SIGINT and SIGTERM do. show: who sees how far it is; without it lines are said. crews: of a
+    driver of several runs, which take up one another's workers.
 
     Returns the result, at once where the run has ended before. Raises Stopped after a signal (the checkpoint is whole,
     the run resumable), or where it was stopped before it began, and the SkiplaneError that ended it otherwise; both
@@ -74,7 +77,7 @@ def run(config: RunConfig, *, parent: str | None = None, say: Say = print, tags:
         return done
     check_fork(config, plan, dataset.digest)
     life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say))
-    return life.live(parent, dict(tags or {}), mlflow_run_id, stop)
+    return life.live(parent, dict(tags or {}), mlflow_run_id, stop, crews)
 
 
 def _ended_before(done: Result, config: RunConfig) -> bool:
@@ -110,13 +113,15 @@ class _Life:
         self.stop = Stop()
         self.attempts: Attempts | None = None
 
-    def live(self, parent: str | None, tags: dict[str, str], mlflow_run_id: str | None, stop: Stop | None) -> Result:
+    def live(self, parent: str | None, tags: dict[str, str], mlflow_run_id: str | None, stop: Stop | None,
+             crews: Crews | None) -> Result:  # fmt: skip
         """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
         if self.config.tracking.uri != "off":
             answers(self.config.tracking.uri)
         self.stop = stop or self.stop
         heeding = nullcontext() if stop else heeding_signals(self.stop)
-        with session(self.config.cluster.cpus), heeding:  # in this order: ray.init takes SIGTERM
+        own = nullcontext(crews) if crews else Crews(idle_s=0)
+        with session(self.config.cluster.cpus), heeding, own as self.crews:  # in this order: ray.init takes SIGTERM
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
                 record = admit(self.storage, self.config, self.dataset.digest)
@@ -138,7 +143,7 @@ class _Life:
 
     def _find_room(self) -> Size:
         """Raises Stopped where that was asked meanwhile: nothing is written yet."""
-        self.room = Room(self.config, self.dataset, self.storage, self.say, self.stop.asked)
+        self.room = Room(self.config, self.dataset, self.storage, self.crews, self.say, self.stop.asked)
         try:
             return self.room.find()
         except KeyboardInterrupt:
@@ -173,6 +178,7 @@ class _Life:
             config,
             self.plan,
             self.room,
+            self.crews,
             self.checkpoints,
             self.held,
             Ear(config, self.plan, self.register, self.tracker, say, self.show),

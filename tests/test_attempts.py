@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator import attempts as module
 from orchestrator.attempts import Attempts
-from orchestrator.cluster.group import GroupDied, Size
+from orchestrator.cluster.group import Size
+from orchestrator.cluster.mailbox import GroupDied
 from orchestrator.config import RunConfig
 from orchestrator.state.lease import Fence
 from orchestrator.stop import Stop
@@ -20,9 +21,9 @@ STOPPED = {"status": "stopped", "steps": 50}
 class Script:
     """What one group does: for each look of the driver some records or an action, then its end (or none, it hangs)."""
 
-    def __init__(self, *looks, end=FINISHED):
-        self.looks, self.end = list(looks), end
-        self.stop_asked, self.killed, self.waited = False, [], False
+    def __init__(self, *looks, end=FINISHED, taken_up=False):
+        self.looks, self.end, self.taken_up = list(looks), end, taken_up
+        self.stop_asked, self.dismissed, self.killed, self.waited = False, False, [], False
 
 
 class Stage:
@@ -32,14 +33,20 @@ class Stage:
         self.scripts, self.sizes, self.said, self.now = list(scripts), iter(sizes), [], 0.0
         self.stop, self.jobs = stop or Stop(), []
         self.watch = SimpleNamespace(held=set(), lost=[], leaving=[], possible=0, close=lambda: None)
-        for name, value in {"Group": self._group, "Mailbox": lambda: self, "Watch": self._watch}.items():
-            monkeypatch.setattr(module, name, value)
+        self.back, self.ended, self.settled = [], [], 0
+        monkeypatch.setattr(module, "Watch", self._watch)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
         monkeypatch.setattr(module, "job_id", lambda: "01000000")
         self.attempts = Attempts(
             RunConfig(name="a").replace(settings),
             SimpleNamespace(position=lambda step: divmod(step, 44)),
             SimpleNamespace(find=lambda again: self._size()),
+            SimpleNamespace(
+                take=self._take,
+                give_back=self.back.append,
+                end=self.ended.append,
+                settle=lambda: setattr(self, "settled", self.settled + 1),
+            ),
             SimpleNamespace(latest=lambda: None),
             SimpleNamespace(check=lambda: None, begin=lambda attempt: Fence("place", 7, attempt)),
             SimpleNamespace(reached=0, hear=self._hear, recall=lambda curve: None),
@@ -62,40 +69,53 @@ class Stage:
     def _sleep(self, seconds):
         self.now += seconds
 
-    # the group, its mailbox and its watch
+    # crews, the group and its watch
 
-    def _group(self, function, job, size, mailbox, name):
+    def _take(self, size, function, job, name):
+        assert job.fence.attempt == len(self.jobs) + 1
         self.jobs.append(job)
-        self.script = self.scripts.pop(0)
-        return SimpleNamespace(wait=self._wait, kill=self.script.killed.extend, outcome=self._outcome)
+        self.group = Group(self, self.scripts.pop(0))
+        return self.group
 
     def _watch(self, room, workers):
         self.watch.possible = workers
         return self.watch
 
-    def _wait(self, seconds):
-        self.now += seconds
-        if seconds > 1:
-            self.script.waited = True
-        return not self.script.looks and self.script.end is not None
 
-    def _outcome(self):
-        if isinstance(self.script.end, Exception):
-            raise self.script.end
-        return self.script.end
+class Group:
+    """Plays one script."""
 
-    def begin(self, attempt):
-        assert attempt == len(self.jobs) + 1
+    def __init__(self, stage, script):
+        self.stage, self.script, self.works, self.actors = stage, script, 1 + script.taken_up, []
 
-    def drain(self):
+    @property
+    def done(self):
+        return not self.script.looks and isinstance(self.script.end, dict)
+
+    def wait(self, seconds):
+        self.stage.now += seconds
+        self.script.waited = self.script.waited or seconds > 1
+        return not self.script.looks and isinstance(self.script.end, Exception)
+
+    def hear(self):
         look = self.script.looks.pop(0) if self.script.looks else []
-        return look() or [] if callable(look) else look
+        records = look() or [] if callable(look) else look
+        self.actors += [record["actor"] for record in records if record["kind"] == "worker"]
+        return records
 
     def ask_stop(self):
         self.script.stop_asked = True
 
-    def close(self):
-        pass
+    def dismiss(self):
+        self.script.dismissed = True
+
+    def kill(self):
+        self.script.killed += self.actors
+
+    def outcome(self):
+        if isinstance(self.script.end, Exception):
+            raise self.script.end
+        return self.script.end
 
 
 def restored(step, source="from the checkpoint in storage"):
@@ -252,7 +272,7 @@ def test_an_error_of_a_worker_ends_all_once_the_group_had_time_to_end(monkeypatc
     stage = Stage(monkeypatch, script)
     with pytest.raises(DataError, match=r"^bad$"):
         stage.run()
-    assert (script.stop_asked, script.waited, script.killed) == (True, True, ["actor 0"])
+    assert (script.dismissed, script.waited, script.killed) == (True, True, ["actor 0"])
 
 
 def test_a_group_that_cannot_go_on_is_ended_where_ray_does_not(monkeypatch):
@@ -273,3 +293,46 @@ def test_a_group_whose_node_does_not_answer_is_ended(monkeypatch):
     assert stage.run() == FINISHED
     assert hung.killed == ["actor 0", "actor 1"]
     assert stage.said[1] == "restart 1: node 10.0.0.2 is lost or does not answer"
+
+
+# -- groups that outlive a run -----------------------------------------------------------------------------------------
+
+
+def test_a_group_is_given_back_where_the_run_ended_well(monkeypatch):
+    stage = Stage(monkeypatch, Script([restored(0, "")], end=GroupDied("gone")), Script([restored(0, "")]))
+    stage.run()
+    assert (stage.back, len(stage.ended), stage.settled) == ([stage.group], 1, 0)
+    stage = Stage(monkeypatch)
+    stage.scripts = [Script([restored(0, "")], lambda: stage.stop.ask("the sweep"), [], end=STOPPED)]
+    stage.run()
+    assert (stage.back, stage.ended) == ([stage.group], [])
+
+
+def test_a_group_of_another_size_than_needed_is_gone_before_the_next_one_looks_for_room(monkeypatch):
+    stage = Stage(monkeypatch, Script([restored(0, "")], end=STOPPED), Script([restored(50)]), sizes=(2, 4))
+    find = stage.attempts.room.find
+    stage.attempts.room.find = lambda again: (stage.found.append(stage.settled), find(again))[1]
+    stage.found = []
+    stage.run()
+    assert (len(stage.ended), stage.found) == (1, [1])
+
+
+def test_a_group_after_an_error_is_not_used_again(monkeypatch):
+    error = {"kind": "error", "type": "DataError", "message": "bad", "rank": 0}
+    stage = Stage(monkeypatch, Script([worker(0), restored(0, "")], [error], end=None))
+    with pytest.raises(DataError):
+        stage.run()
+    assert (stage.back, stage.ended, stage.settled) == ([], [stage.group], 1)
+
+
+def test_workers_that_died_while_they_were_idle_are_no_restart(monkeypatch):
+    died = GroupDied("rank 1: its process is gone")
+    scripts = [Script([worker(0)], end=died, taken_up=True), Script([restored(0, "")])]
+    stage = Stage(monkeypatch, *scripts, **{"cluster.max_restarts": 0})
+    assert stage.run() == FINISHED
+    assert (stage.attempts.restarts, stage.now < 2, len(stage.ended)) == (0, True, 1)
+    assert stage.said[1] == "the workers of the run before are gone (rank 1: its process is gone): others are started"
+    taken_up = Script([worker(0), restored(0, "")], [at(9)], end=died, taken_up=True)
+    stage = Stage(monkeypatch, taken_up, Script([restored(0, "")]))
+    stage.run()
+    assert stage.attempts.restarts == 1

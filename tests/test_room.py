@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.cluster import room as rooms
+from orchestrator.cluster.crews import Crews
 from orchestrator.cluster.room import Room
 from orchestrator.cluster.session import Node
 from orchestrator.cluster.watch import LOST_LOOKS, Watch
@@ -48,10 +49,10 @@ def cluster(monkeypatch):
     return Cluster(monkeypatch, (2, 2, 2))
 
 
-def room_for(workers, said, stopped=bool, cpus=1):
+def room_for(workers, said, stopped=bool, cpus=1, crews=None):
     settings = {"cluster.workers": workers, "cluster.wait_seconds": 60, "cluster.cpus_per_worker": cpus}
     config = RunConfig().replace(settings)
-    return Room(config, SimpleNamespace(streamed=False), None, said.append, stopped)
+    return Room(config, SimpleNamespace(streamed=False), None, crews or Crews(), said.append, stopped)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,38 @@ def test_whoever_is_asked_to_stop_does_not_wait(cluster):
     cluster.used = {"n0": 2, "n1": 2, "n2": 2}
     with pytest.raises(KeyboardInterrupt):
         room_for("2", [], stopped=lambda: True).find()
+
+
+class Idle:
+    """Crews with an idle group of one CPU each on n0, n1; it goes home when another size is asked for."""
+
+    def __init__(self, cluster, workers):
+        self.cluster, self.workers, self.asked = cluster, workers, []
+        cluster.used = {"n0": 1, "n1": 1}
+
+    def idle(self):
+        return {"n0": {"CPU": 1.0, "GPU": 0.0}, "n1": {"CPU": 1.0, "GPU": 0.0}} if self.workers else {}
+
+    def admits(self, size):
+        self.asked.append(size.workers)
+        if fits := size.workers == self.workers or not self.workers:
+            return fits
+        self.workers = 0
+        self.cluster.later = [(self.cluster.now + 2, self.cluster.used.clear)]
+        return False
+
+
+def test_what_this_drivers_idle_group_holds_is_free(cluster):
+    crews = Idle(cluster, 6)
+    assert room_for("6", said := [], crews=crews).find().workers == 6
+    assert (said, cluster.now, crews.asked) == ([], 0, [6])
+
+
+def test_an_idle_group_of_another_size_is_ended_and_its_cpus_are_waited_for(cluster):
+    crews = Idle(cluster, 2)
+    assert room_for("6", said := [], crews=crews).find().workers == 6
+    assert said == ["waiting for 6 CPUs: 4 CPUs are free and the rest is in use"]
+    assert (crews.asked, cluster.now > 2) == ([6, 6], True)
 
 
 # -- while a group trains ----------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_two_drivers_of_one_name_and_a_lost_mailbox(command, tmp_path):
     worker.suspend()  # the driver lives, the training stands still
     code, out, err = finish(command("--name", "twin", "--train.checkpoint_steps", "7"))
     assert (code, "run 'twin' is being trained by process" in err) == (4, True), (out, err)
-    [mailbox] = [p for p in psutil.Process(first.pid).children(recursive=True) if "_Mailbox" in " ".join(p.cmdline())]
+    [mailbox] = [p for p in psutil.Process(first.pid).children(recursive=True) if "ray::Post" in " ".join(p.cmdline())]
     mailbox.kill()
     worker.resume()
     code, out, err = finish(first)

@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from orchestrator.cluster import session
+from orchestrator.cluster.crews import Crews, Resources
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.preflight import preflight
 from orchestrator.cluster.session import Node
@@ -23,14 +25,21 @@ Say = Callable[[str], None]
 class Room:
     """The nodes that a run's workers may be on. Each is asked once what it can reach, so a restart asks nobody.
 
-    stopped: whether whoever waits here should not wait any longer.
+    crews: of this driver; what an idle group holds is free. stopped: whether whoever waits here should not wait any
+    longer.
     """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, storage: Storage, say: Say, stopped: Callable[[], bool] = bool
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        storage: Storage,
+        crews: Crews,
+        say: Say,
+        stopped: Callable[[], bool] = bool,
     ) -> None:
         self._config, self._dataset, self._storage = config, dataset, storage
-        self._say, self._stopped = say, stopped
+        self._crews, self._say, self._stopped = crews, say, stopped
         self._interfaces: dict[str, str | None] = {}  # node id -> network interface, of the nodes that were asked
         self._refused: dict[str, tuple[float, str]] = {}  # node id -> when it could not take part, and why
         self._gpus = 0  # of a worker
@@ -50,7 +59,10 @@ class Room:
             self.admit(usable, strict=not again)
             waited = time.monotonic() - began
             if workers := self._workers(usable, waited):
-                return self._size(workers, usable)
+                size = self._size(workers, usable)
+                if self._crews.admits(size):
+                    return size
+                began, waited = time.monotonic(), 0.0
             told = self._wait(waited, usable, told)
 
     def usable(self) -> list[Node]:
@@ -68,13 +80,18 @@ class Room:
 
     def free(self, found: Sequence[Node]) -> int:
         """How many workers would go on CPUs and GPUs of these that nobody uses now."""
-        now = session.free()
+        now = self._free()
         left = [
             replace(node, cpus=now[node.id].get("CPU", 0.0), gpus=now[node.id].get("GPU", 0.0))
             for node in self._good(found)
             if node.id in now
         ]
         return sum(self.holds(node) for node in left)
+
+    def _free(self) -> Resources:
+        """Node id -> what nobody uses there, but for this driver's idle group."""
+        now, idle = session.free(), self._crews.idle()
+        return {node: dict(Counter(free) + Counter(idle.get(node, {}))) for node, free in now.items()}
 
     def admit(self, found: Sequence[Node], strict: bool = False) -> None:
         """Asks nodes that were not asked yet. One that cannot take part is an error (strict), or refused and said."""
@@ -120,7 +137,8 @@ class Room:
         names = {self._interfaces[node] for node in nodes}
         timeout_s = cluster.timeout_seconds + (data.wait_seconds if self._dataset.streamed else 0)
         interface = names.pop() if len(names) == 1 else None
-        return Size(workers, cluster.cpus_per_worker, self._gpus, timeout_s, interface, nodes)
+        deterministic = self._config.train.deterministic or not self._gpus
+        return Size(workers, cluster.cpus_per_worker, self._gpus, timeout_s, interface, nodes, deterministic)
 
     def _wait(self, waited: float, usable: Sequence[Node], told: str) -> str:
         """Says once what is waited for. Raises ClusterError after cluster.wait_seconds."""
@@ -142,7 +160,7 @@ class Room:
         cluster, fits = self._config.cluster, self.fits(usable)
         if fits < cluster.span[0]:
             return f"nodes for {cluster.span[0]} workers", f"those that are left have room for {fits}"
-        now = [free for id, free in session.free().items() if id in {node.id for node in usable}]
+        now = [free for id, free in self._free().items() if id in {node.id for node in usable}]
         cpus, gpus = (sum(free.get(what, 0.0) for free in now) for what in ("CPU", "GPU"))
         has = _shown(cpus, gpus if self._gpus else 0)
         return _shown(fits * cluster.cpus_per_worker, fits * self._gpus), f"{has} are free and the rest is in use"
