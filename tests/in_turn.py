@@ -21,7 +21,7 @@ from ray.util.state import list_actors
 
 from orchestrator import settings, supervise
 from orchestrator.cluster import session
-from orchestrator.cluster.crews import END_S, IDLE_S, Crews
+from orchestrator.cluster.crews import END_S, Crews
 from orchestrator.stop import Stop
 from pipelines.errors import DataError
 
@@ -109,15 +109,17 @@ def until(true):
 def left():
     """What is there of groups, once Ray has noticed their end."""
     limit = time.monotonic() + END_S
-
-    def found():
-        groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-        actors = [a.class_name for a in list_actors() if a.state != "DEAD" and "Coordinator" not in a.class_name]
-        return {"groups": len(groups), "actors": actors, "workers": len(workers_here())}
-
-    while any(found().values()) and time.monotonic() < limit:
+    while any(there().values()) and time.monotonic() < limit:
         time.sleep(0.2)
-    return found()
+    return there()
+
+
+def there():
+    """What Ray and the process table have of groups now."""
+    groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "!=", "DEAD")])
+    actors = [a.class_name for a in alive if "Coordinator" not in a.class_name]  # Ray's own, of all its groups
+    return {"groups": len(groups), "actors": actors, "workers": len(workers_here())}
 
 
 def main():
@@ -129,6 +131,7 @@ def main():
         with Noted() as crews:
             told["a 2"] = run("a-2", 2, *A, crews=crews)
             told["before"] = look_into(crews)
+            told["idle"] = there()
             stop = Stop()
             flags = ("--train.epochs", "90", "--train.memory_seconds", "0.01")
             told["stopped"] = run("s-2", 2, *A, *flags, crews=crews, stop=stop, at_epoch=lambda: stop.ask("the test"))
@@ -144,8 +147,6 @@ def main():
             told["expired"] = len(workers_here())
             told["taken"] = crews.taken
         told["left"] = left()
-        told["idle_s"] = IDLE_S
-        assert ray.is_initialized()
     print(json.dumps(told))
 
 

@@ -83,5 +83,6 @@ def test_a_process_keeps_nothing_of_a_run(told):
 
 
 def test_nothing_is_left_behind(told):
+    assert (told["idle"]["groups"], told["idle"]["workers"], "Post" in told["idle"]["actors"]) == (1, 2, True)
     assert told["expired"] == 0  # nobody took it: its CPUs were free before the end
     assert told["left"] == told["left alone"] == {"groups": 0, "actors": [], "workers": 0}
