@@ -179,7 +179,7 @@ class Attempts:
         where = f"from epoch {epoch + 1} step {at}" if step else begins
         device = "1 GPU" if size.gpus else f"{size.cpus} CPU"
         share = efficiency(self.config.data.lanes, size.workers)
-        self.say(
+        self.ear.stage(
             f"{self.config.name}: {size.workers} workers, {device} each, {self.config.data.lanes} lanes "
             f"({share:.0%} of the workers' time used), {where}"
         )
@@ -259,6 +259,6 @@ class _Watched:
             why = f"there is room for {watch.possible} workers: saving a checkpoint, then going on with them"
         else:
             return False
-        self._attempts.say(why)
+        self._attempts.ear.stage(why)
         self._group.ask_stop()
         return True

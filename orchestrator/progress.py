@@ -25,11 +25,11 @@ EPOCH = {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"}
 
 
 Say = Callable[[str], None]
-Show = Callable[[Record], None]  # sees the records of kind progress, epoch and recalled
+Show = Callable[[Record], None]  # sees the records of kind stage, progress, epoch and recalled
 
 
 class Lines:
-    """How far a run is, for people: at most one line of progress in tracking.progress_seconds, one for each epoch."""
+    """How far a run is, for people: a line for each stage and each epoch, and one of progress now and then."""
 
     def __init__(self, config: RunConfig, plan: Plan, say: Say) -> None:
         self._every_s, self._epochs, self._say = config.tracking.progress_seconds, plan.epochs, say
@@ -39,6 +39,8 @@ class Lines:
         """Says it, or not yet."""
         if record["kind"] == "epoch":
             self._say(epoch_line(record, self._epochs))
+        elif record["kind"] == "stage":
+            self._say(record["text"])
         elif record["kind"] == "progress" and time.monotonic() - self._printed >= self._every_s:
             self._printed = time.monotonic()
             self._say(progress_line(record))
@@ -72,6 +74,10 @@ class Ear:
             if act := self._kinds.get(record["kind"]):
                 act(record)
         self._bad([_bad_image(record) for record in records if record["kind"] == "bad"])
+
+    def stage(self, text: str) -> None:
+        """What the run does now."""
+        self._show({"kind": "stage", "text": text})
 
     def recall(self, curve: Sequence[Mapping[str, float]]) -> None:
         """The epochs that a group goes on after; they were logged when they were done."""
@@ -110,7 +116,7 @@ class Ear:
 
     def _decode(self, record: Record) -> None:
         wanted = self._config.data.decode
-        self._say(f"training on {record['device']}, JPEGs are decoded on {record['where']} (data.decode = {wanted})")
+        self.stage(f"training on {record['device']}, JPEGs are decoded on {record['where']} (data.decode = {wanted})")
         self._tracker.tags({"skiplane.decode": record["where"], "skiplane.device": record["device"]})
 
     def _fetch(self, record: Record) -> None:

@@ -49,7 +49,7 @@ class Stage:
             ),
             SimpleNamespace(latest=lambda: None),
             SimpleNamespace(check=lambda: None, begin=lambda attempt: Fence("place", 7, attempt)),
-            SimpleNamespace(reached=0, hear=self._hear, recall=lambda curve: None),
+            SimpleNamespace(reached=0, hear=self._hear, recall=lambda curve: None, stage=self.said.append),
             SimpleNamespace(tags=lambda tags: None),
             self.said.append,
             self.stop,

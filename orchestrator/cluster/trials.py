@@ -27,6 +27,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster import environment, session
+from orchestrator.cluster.crews import Crews
 from orchestrator.context import Record
 from orchestrator.stop import Stop
 from pipelines.errors import ClusterError
@@ -47,8 +48,9 @@ TUNE = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
 }
 Outcome = dict[str, Any]
-# (what to train, who is told of it, who may ask for its end) -> how it ended; runs in a slot, so it must be importable.
-Train = Callable[[str, Callable[[Record], None], Stop], Outcome]
+# (what to train, who is told of it, who may ask for its end, the slot's workers) -> how it ended; runs in a slot, so it
+# must be importable.
+Train = Callable[[str, Callable[[Record], None], Stop, Crews], Outcome]
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,13 @@ class Slot(tune.Trainable):
         """Begins the first one."""
         assert train is not None
         environment.for_driver()
-        self._train, self._board = train, board
-        self._work = _Work(train, config["what"])
+        self._train, self._board, self._crews = train, board, Crews()
+        self._work = _Work(train, config["what"], self._crews)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins the next one: the one before has ended."""
         self.config = new_config
-        self._work = _Work(self._train, new_config["what"])
+        self._work = _Work(self._train, new_config["what"], self._crews)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -238,16 +240,17 @@ class Slot(tune.Trainable):
     def cleanup(self) -> None:
         """Ends what still runs."""
         self._work.end()
+        self._crews.close()
 
 
 class _Work:
     """A trial in a thread of its own."""
 
-    def __init__(self, train: Train, what: str) -> None:
+    def __init__(self, train: Train, what: str, crews: Crews) -> None:
         self.stop = Stop()
         self._news: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._outcome: Outcome | None = None
-        self._thread = threading.Thread(target=self._run, args=(train, what), name="trial", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(train, what, crews), name="trial", daemon=True)
         self._thread.start()
 
     @property
@@ -272,9 +275,9 @@ class _Work:
         self.stop.ask("the end of the sweep")
         self._thread.join(END_S)
 
-    def _run(self, train: Train, what: str) -> None:
+    def _run(self, train: Train, what: str, crews: Crews) -> None:
         try:
-            self._outcome = train(what, self._news.put, self.stop)
+            self._outcome = train(what, self._news.put, self.stop, crews)
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._outcome = {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator import supervise
+from orchestrator.cluster.crews import Crews
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
 from orchestrator.state.records import Result
@@ -19,7 +20,7 @@ def task(config: RunConfig, parent: str | None, mlflow_run_id: str | None, tags:
     )
 
 
-def train(what: str, tell: Callable[[Record], None], stop: Stop) -> dict[str, Any]:
+def train(what: str, tell: Callable[[Record], None], stop: Stop, crews: Crews) -> dict[str, Any]:
     """`task`'s text -> how the trial ended: see `ended`, and
 
     again: it could not start or go on for want of the cluster, and another try may help
@@ -34,7 +35,7 @@ def train(what: str, tell: Callable[[Record], None], stop: Stop) -> dict[str, An
     try:
         result = supervise.run(
             RunConfig.model_validate(said["config"]), parent=said["parent"], tags=said["tags"],
-            mlflow_run_id=said["mlflow_run_id"], say=say, stop=stop, show=tell,
+            mlflow_run_id=said["mlflow_run_id"], say=say, stop=stop, show=tell, crews=crews,
         )  # fmt: skip
     except supervise.Stopped:
         return {"state": "stopped", "reason": stop.why}
