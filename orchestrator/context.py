@@ -18,7 +18,10 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
-    node_ranks: range  # the ranks on this node, its own among them
+
+    @property
+    def node_ranks(self) -> range:
+        """The ranks on this node, its own among them."""
 
     def send(self, records: list[Record]) -> None:
         """Tells the driver; never blocks."""
