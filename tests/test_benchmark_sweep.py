@@ -50,7 +50,7 @@ def test_stretches_add_up_to_the_whole():
     ids=["one is missing", "another accuracy"],
 )
 def test_who_trains_something_else_is_not_compared(trials):
-    with pytest.raises(ClusterError, match="not the same was trained.*18"):
+    with pytest.raises(ClusterError, match=r"not the same was trained: .*18"):
         figures(Turn(1000.0, 50.0, 39.0, trials), BARE, 1)
 
 
