@@ -171,6 +171,17 @@ def test_what_a_trial_said_last_is_not_lost_with_the_driver_and_it_does_not_run_
     assert (trial.state, trial.epoch, trial.value(METRIC), trial.weights_sha256) == ("finished", 9, 0.58, "abc")
 
 
+def test_a_trial_that_stops_where_a_driver_died_in_between_has_its_weights(tmp_path):
+    world = World(tmp_path, FLAT[:2])
+    world.fill()
+    world.tick("t001")
+    world.director.heard("t002", [record("epoch", 0, 0.5)])
+    write_result(Storage(str(tmp_path / "t002")), Result("t002", "stopped", 1, 11, weights_sha256="abc", seconds=7.0))
+    world.submit()
+    trial = world.director.trials[1]
+    assert (trial.state, trial.weights_sha256, trial.seconds) == ("stopped", "abc", 7.0)
+
+
 def test_a_trial_whose_driver_dies_is_tried_again_and_fails_in_the_end(tmp_path):
     world = World(tmp_path, FLAT[:1], rule="none")
     for _ in range(TRIES):

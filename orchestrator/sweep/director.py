@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from orchestrator.cluster.places import Places
 from orchestrator.cluster.trials import Assignment
 from orchestrator.context import Record
-from orchestrator.state.records import read_result
+from orchestrator.state.records import Result, read_result
 from orchestrator.state.storage import Storage
 from orchestrator.stop import Stop
 from orchestrator.sweep.births import Births
@@ -151,7 +151,7 @@ class SweepDirector:
     def _ended_before(self, trial: Trial) -> bool:
         """Whether its run had come so far when its driver, or the sweep's, died: what it said last is taken in."""
         until = self._fates[trial.id].until
-        result = read_result(Storage(self._births.config(trial, until).folder()))
+        result = self._result(trial)
         if result is None or result.status not in ("finished", "stopped") or result.epochs < until:
             return False
         self._take_in(trial.id, ended(result))
@@ -215,7 +215,14 @@ class SweepDirector:
     def _stop_all(self, stopped: Mapping[str, str]) -> None:
         for id, why in stopped.items():
             if not self._trials[id].over and id not in self._active:
-                self._settle(replace(self._trials[id], state="stopped", reason=why))
+                trial = self._trials[id]
+                if trial.weights_sha256 is None and (result := self._result(trial)):  # a driver died in between
+                    trial = replace(trial, seconds=result.seconds, weights_sha256=result.weights_sha256)
+                self._settle(replace(trial, state="stopped", reason=why))
+
+    def _result(self, trial: Trial) -> Result | None:
+        """What its run wrote at its end, if it has ended."""
+        return read_result(Storage(self._births.config(trial).folder()))
 
     def _settle(self, trial: Trial) -> None:
         """As it stands after a part of its training."""
