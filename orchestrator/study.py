@@ -94,8 +94,9 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
     again, and neither cluster nor tracking server is contacted.
     """
     runs, storage = children(config, nets, seeds), Storage(config.folder())
-    if storage.read("run.json") is not None:
-        raise ConfigError(f"name '{config.name}' is a run in {storage.place}; use another --name")
+    for name, kind in (("run.json", "run"), ("sweep.json", "sweep")):
+        if storage.read(name) is not None:
+            raise ConfigError(f"name '{config.name}' is a {kind} in {storage.place}; use another --name")
     before = _result(storage)
     if before is not None and {(row["name"], row["seed"]) for row in before["nets"]} == {_key(child) for child in runs}:
         # Each returns at once; a name that is used with other settings is refused.

@@ -115,8 +115,9 @@ def admit(storage: Storage, config: RunConfig, dataset_digest: str) -> RunRecord
 
     Raises ConfigError where the name belongs to a run with another identity, and says what differs.
     """
-    if storage.read("study.json") is not None:
-        raise ConfigError(f"name '{config.name}' is a study in {storage.place}; use another --name")
+    for name, kind in (("study.json", "study"), ("sweep.json", "sweep")):
+        if storage.read(name) is not None:
+            raise ConfigError(f"name '{config.name}' is a {kind} in {storage.place}; use another --name")
     record = read_record(storage)
     if record is None:
         return None
