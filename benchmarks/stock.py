@@ -5,11 +5,13 @@
 FLAGS are those of jobs.sweep with a grid. Ray Tune runs a function for each trial, which runs a TorchTrainer; each
 epoch's metrics go with a checkpoint to Ray Train, through its TuneReportCallback to Tune, and from there through
 MLflowLoggerCallback to MLflow. What trains is Skiplane's own worker: the same data, net, loader, steps and evaluation.
-With SKIPLANE_STOCK=tuned, trials poll and start as Skiplane's do; otherwise as Ray does where nobody says so.
+One thing is added, without which it hangs: see _wait_until_heard. With SKIPLANE_STOCK=tuned, trials poll and start as
+Skiplane's do; otherwise as Ray does where nobody says so.
 """
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -91,8 +93,20 @@ def _trial(config: RunConfig, tuned: bool) -> Callable[[dict[str, Any]], None]:
                 checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
             ),
         ).fit()  # fmt: skip
+        _wait_until_heard(config.train.epochs)
 
     return trial
+
+
+def _wait_until_heard(reports: int) -> None:
+    """Ray 2.60 waits for ever where a trial's function returns while Tune has yet to fetch its last report: the note
+    of the function's end takes the only place in the queue that the report has to pass. MLflow's requests, which Tune
+    waits for after each result, make that likely."""
+    from ray.train._internal.session import get_session
+
+    passed = get_session().result_queue
+    while passed.unfinished_tasks < reports or not passed.empty():  # Ray never marks one done: it counts them all
+        time.sleep(0.02)
 
 
 def _train(loop: dict[str, Any]) -> None:

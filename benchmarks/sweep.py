@@ -144,10 +144,11 @@ def _run(cluster: local.Cluster, module: str, flags: Sequence[str], more: Mappin
     log = cluster.folder / "sweep.log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", module, *flags]
-        ended = subprocess.run(command, env=shell | own, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT,
-                               timeout=LIMIT_S, check=False)  # fmt: skip
-    if ended.returncode:
-        raise ClusterError(f"{module} {' '.join(flags)} failed; its last words:\n{processes.tail(log, 30)}")
+        try:
+            subprocess.run(command, env=shell | own, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT,
+                           timeout=LIMIT_S, check=True)  # fmt: skip
+        except subprocess.SubprocessError as error:
+            raise ClusterError(f"{error}; its last words:\n{processes.tail(log, 30)}") from error
     return log.read_text()
 
 
