@@ -155,7 +155,7 @@ class _Life:
         status = "FAILED"
         try:
             result = self._result(self._train(size))
-            status = "KILLED" if result.status == "stopped" else "FINISHED"
+            status = "KILLED" if self.stop.asked() and result.status == "stopped" else "FINISHED"
         except KeyboardInterrupt:
             status, result = "KILLED", self._ended("stopped", "interrupted before a checkpoint of its own")
         except Exception as error:

@@ -189,7 +189,7 @@ def test_a_trial_that_diverges_is_marked_and_too_many_end_the_sweep(command, tmp
     ],
 )  # fmt: skip
 def test_what_could_never_be_placed_is_refused_at_once(command, tmp_path, flags, code, sentence):
-    assert finish(command(*QUICK, *SPACE, *flags))[0] == code
-    ended = finish(command(*QUICK, *SPACE, *flags))
-    assert sentence in ended[2]
+    ended, _, err = finish(command(*QUICK, *SPACE, *flags))
+    assert ended == code
+    assert sentence in err
     assert not (tmp_path / "runs/s/sweep.json").exists()

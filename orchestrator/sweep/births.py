@@ -64,14 +64,15 @@ class Births:
         return samples_of(make_plan(trial_config(self.base, self.sweep, trial.id, trial.config), self.counts))
 
     def close(self, trial: Trial) -> None:
-        """A trial that failed has perhaps never opened its run."""
-        if trial.state != "failed" or trial.mlflow_run_id is None:
+        """Why a trial stopped or failed is known here alone; one that failed has perhaps never opened its run."""
+        if trial.mlflow_run_id is None or trial.state == "finished":
             return
+        status = "FAILED" if trial.state == "failed" else "FINISHED"
+        tags = {"skiplane.state": trial.state, "skiplane.reason": (trial.reason or "")[:500]}
         try:
-            tags = {"skiplane.state": "failed", "skiplane.reason": (trial.reason or "")[:500]}
-            end_run(self.base.tracking.uri, trial.mlflow_run_id, "FAILED", tags)
+            end_run(self.base.tracking.uri, trial.mlflow_run_id, status, tags)
         except SkiplaneError as error:
-            self.say(f"tracking: {trial.id} is not marked as failed: {error}")
+            self.say(f"tracking: {trial.id} is not marked as {trial.state}: {error}")
 
     def _tracked(self, trial: Trial) -> Trial | None:
         if self.parent is None:
