@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -35,6 +36,7 @@ from pipelines.errors import ClusterError
 # Of a slot with what Ray Train starts beside it: 1.6 GB were measured, most of it libraries.
 SLOT_BYTES = 2 * 10**9
 LISTEN_S, LOOK_S = 2.0, 0.3  # a slot speaks at least so often, and looks so often whether it should stop
+IDLE_S = 3.0  # that workers wait for their slot's next trial: those of another slot may need their CPUs
 END_S = 60.0  # that a trial may take to save its state
 # Tune's own tables, log files and signal handlers are in nobody's interest here.
 TUNE = {
@@ -109,17 +111,17 @@ class Trials:
         self._board.write.remote(id, why)
 
     def run(self, director: Director) -> None:
-        """Until the director has no more and all have ended."""
+        """Until the director has no more and all have ended. Raises what the director raised."""
         os.environ.update(TUNE)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        scratch = tempfile.mkdtemp(prefix="skiplane-tune-")
+        scratch, heard = tempfile.mkdtemp(prefix="skiplane-tune-"), _Heard(director)
         try:
             tune.Tuner(
                 _placed(tune.with_parameters(Slot, train=self._train, board=self._board)),
                 param_space={},
                 tune_config=tune.TuneConfig(
-                    search_alg=_Suggestions(director),
-                    scheduler=_Listener(director),
+                    search_alg=_Suggestions(heard),
+                    scheduler=_Listener(heard),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
@@ -131,6 +133,8 @@ class Trials:
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()
+        except TuneError as error:
+            raise heard.error or ClusterError(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -158,10 +162,25 @@ def _placed(slot: type[tune.Trainable]) -> Any:
     return tune.with_resources(slot, tune.PlacementGroupFactory([bundle], strategy="SPREAD"))
 
 
+class _Heard:
+    """A director, and what it raised: Tune makes text of that."""
+
+    def __init__(self, director: Director) -> None:
+        self._director = director
+        self.error: BaseException | None = None
+
+    def __call__(self, method: str, *values: Any) -> Any:
+        try:
+            return getattr(self._director, method)(*values)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+
 class _Directed:
     """Has a director, which Tune would copy, and pickle into the records that nobody reads."""
 
-    _director: Director
+    _director: "_Heard"
 
     def __deepcopy__(self, _: dict[int, Any]) -> "_Directed":
         return self
@@ -173,15 +192,15 @@ class _Directed:
 class _Suggestions(_Directed, Searcher):
     """Hands the director's trials to Tune."""
 
-    def __init__(self, director: Director) -> None:
+    def __init__(self, director: "_Heard") -> None:
         Searcher.__init__(self, metric=None, mode=None)
         self._director = director
 
     def suggest(self, trial_id: str) -> Any:
-        given = self._director.next()
+        given = self._director("next")
         if given is not None:
             return {"id": given.id, "what": given.what}
-        return Searcher.FINISHED if self._director.over() else None
+        return Searcher.FINISHED if self._director("over") else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The scheduler hears it."""
@@ -196,20 +215,20 @@ class _Suggestions(_Directed, Searcher):
 class _Listener(_Directed, FIFOScheduler):
     """Hands what Tune hears to the director."""
 
-    def __init__(self, director: Director) -> None:
+    def __init__(self, director: "_Heard") -> None:
         FIFOScheduler.__init__(self)
         self._director = director
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        self._director.heard(trial.config["id"], result["news"])
+        self._director("heard", trial.config["id"], result["news"])
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self._director.heard(trial.config["id"], result["news"])
-        self._director.ended(trial.config["id"], result["outcome"][0])
+        self._director("heard", trial.config["id"], result["news"])
+        self._director("ended", trial.config["id"], result["outcome"][0])
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._director.died(trial.config["id"], _last_line(Path(trial.error_file)))
+        self._director("died", trial.config["id"], _last_line(Path(trial.error_file)))
 
 
 class Slot(tune.Trainable):
@@ -219,7 +238,7 @@ class Slot(tune.Trainable):
         """Begins the first one."""
         assert train is not None
         environment.for_driver()
-        self._train, self._board, self._crews = train, board, Crews()
+        self._train, self._board, self._crews = train, board, Crews(IDLE_S)
         self._work = _Work(train, config["what"], self._crews)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

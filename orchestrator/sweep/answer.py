@@ -65,7 +65,7 @@ def shown(trial: Trial) -> dict[str, Any]:
 
 def say_answer(found: Answer, trials: Sequence[Trial], names: Sequence[str], say: Callable[[str], None]) -> None:
     """For people."""
-    say(f"\nSweep {found.name} {found.status}" + (f": {found.reason}" if found.reason else "") + "\n")
+    say(f"\nSweep {found.name} {found.status}" + (f": {found.reason}" if found.reason else ""))
     if trials:
         say(table.ranking(trials, names, found.metric))
     if found.best is not None:

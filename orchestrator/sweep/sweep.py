@@ -110,11 +110,10 @@ class _Sweep:
 
     def _check_places(self) -> None:
         """Raises ClusterError where some trial could never start."""
-        self.places = Places(self.config.cluster)
+        self.places, self.slots = Places(self.config.cluster), check_room()
         groups = {f"depth {depth}": workers for depth, workers in self.sweep.by_depth.items()}
         for whose, workers in (groups or {"each trial": self.sweep.workers or self.config.cluster.workers}).items():
             self.places.check(workers, whose)
-        check_room()
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
@@ -145,10 +144,11 @@ class _Sweep:
         born = child_runs(uri, parent, TRIAL) if parent else {}
         births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, born)
         tags = provenance.tags() | {"skiplane.kind": "trial", "skiplane.sweep": self.config.name}
+        at_once = min(self.sweep.concurrent or self.slots, self.slots)
         return SweepDirector(
             births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
             self.journal, self.places, trials.stop, self.say, self._changed, self.stop,
-            limit=self.sweep.max_failures, parent=parent, tags=tags, concurrent=self.sweep.concurrent,
+            limit=self.sweep.max_failures, parent=parent, tags=tags, concurrent=at_once,
         )  # fmt: skip
 
     def _rule(self) -> Callable[[], Rule]:

@@ -1,5 +1,6 @@
 """A sweep as text: how it stands, for a terminal or a job's log; the final ranking, there and in Markdown."""
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -195,7 +196,11 @@ def _cost(name: str, cost: float) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    """Numbers stay with their units."""
+    bound = re.sub(r"(?<=\d) (?=[%MGks]\b|%)", "\N{NO-BREAK SPACE}", text)
+    return textwrap.fill(bound, WIDTH, subsequent_indent="  ", break_on_hyphens=False).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
 
 
 def _cut(text: str, room: int) -> str:
