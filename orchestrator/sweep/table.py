@@ -19,6 +19,7 @@ BEST = 5  # shown of more, besides those that run
 NOTE = 8000  # characters of a description in MLflow
 TITLES = {"val/top1": "top-1 %", "val/top5": "top-5 %", "val/loss": "val loss", "train/loss": "train loss"}
 NET = ("model.depth", "model.shortcut")  # what a net's name says already
+BOUND = "\N{NO-BREAK SPACE}"
 WORDS = ("trial", "net", "state")  # columns that are no numbers
 
 Column = tuple[str, Callable[[Trial], str]]  # title, cell
