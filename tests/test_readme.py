@@ -9,6 +9,10 @@ import pytest
 
 from orchestrator import settings
 from orchestrator.config import RunConfig, flatten
+from orchestrator.plan import plan_counts
+from orchestrator.sweep import settings as sweeps
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.outlook import planned
 from pipelines.errors import DataError, SkiplaneError
 from pipelines.remote import objects
 
@@ -44,6 +48,11 @@ def check_job(words, monkeypatch, tmp_path):
                 job.main([*line, "--data.endpoint", "http://127.0.0.1:1"])
         else:
             assert job.main(line) == 0
+    elif module == "jobs.sweep":
+        own = settings.parser("", "")
+        own.add_argument("--dry-run", action="store_true")
+        _, config, sweep, space = sweeps.load(flags, own, settings.Edge(tmp_path))
+        assert planned(config, sweep, space, plan_counts(config))
     elif module == "jobs.evaluate":
         from jobs import evaluate
 
@@ -96,6 +105,18 @@ def test_every_setting_it_names_exists():
     named = set(re.findall(rf"`(?:--)?((?:{sections})\.[a-z_]+)", README)) - {"data.name"}
     assert named
     assert named <= set(flatten(RunConfig()))
+
+
+def test_the_space_in_a_file_is_one(tmp_path):
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", README, re.S) if "by:" in b)
+    (tmp_path / "space.yaml").write_text(block)
+    space = sweeps.read(str(tmp_path / "space.yaml"), [])
+    assert list(space.dimensions) == ["model.depth", "optim.lr", "train.global_batch"]
+
+
+def test_every_setting_of_a_sweep_exists():
+    named = {name.replace("-", "_") for name in re.findall(r"--sweep\.([a-z_-]+)(?![a-z_.-])", README)}
+    assert named - {"depth", "lr"} <= set(SweepConfig.model_fields)
 
 
 def test_every_recipe_is_in_the_table():
