@@ -1,6 +1,5 @@
 """What a sweep's driver decides, with a stand-in for everything that trains; and that the journal alone carries it."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from orchestrator.config import RunConfig
 from orchestrator.state.records import Result, write_result
 from orchestrator.state.storage import Storage
 from orchestrator.stop import Stop
+from orchestrator.sweep import director as module
 from orchestrator.sweep.director import TRIES, SweepDirector
 from orchestrator.sweep.journal import Journal
 from orchestrator.sweep.rules import NoRule
@@ -43,6 +43,9 @@ class Births:
         return RunConfig(name=trial.id).replace({
             "cluster.storage": str(self.folder), "train.epochs": EPOCHS, "train.stop_after": until % EPOCHS
         })  # fmt: skip
+
+    def task(self, trial, until, workers):
+        return str(until)
 
     def epoch_samples(self, trial):
         return EPOCH
@@ -82,12 +85,12 @@ class World:
         self.director = SweepDirector(
             self.births, Listed([{"k": k} for k in range(len(self.curves))]), self.rule, METRIC,
             Journal(Storage(str(self.folder))), self.places, self.asked.__setitem__, self.said.append,
-            lambda trials, moment: None, self.stop, limit=self.limit,
+            lambda trials: None, self.stop, limit=self.limit,
         )  # fmt: skip
 
     def fill(self):
         while given := self.director.next():
-            self.running[given.id] = json.loads(given.what)["config"]["train"]["stop_after"] or EPOCHS
+            self.running[given.id] = int(given.what)
 
     def tick(self, id):
         """One epoch of a trial, as its slot would tell it: what is there already comes first."""
@@ -182,17 +185,38 @@ def test_a_trial_that_stops_where_a_driver_died_in_between_has_its_weights(tmp_p
     assert (trial.state, trial.weights_sha256, trial.seconds) == ("stopped", "abc", 7.0)
 
 
-def test_a_trial_whose_driver_dies_is_tried_again_and_fails_in_the_end(tmp_path):
+def test_a_trial_whose_driver_dies_is_tried_again_later_and_fails_in_the_end(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     world = World(tmp_path, FLAT[:1], rule="none")
-    for _ in range(TRIES):
+    for pause in (5, 10, 20, 40, None):
         assert not world.director.over()
         world.fill()
+        assert list(world.running) == ["t001"]
+        world.running.clear()
         world.director.died("t001", "out of memory")
+        if pause:
+            assert world.said[-1] == f"t001: the trial's driver died: out of memory; it is tried again in {pause} s"
+            now[0] += pause - 1
+            assert world.director.next() is None
+            now[0] += 1
     (trial,) = world.director.trials
     assert (trial.state, trial.failures) == ("failed", TRIES)
     assert trial.reason == "the trial's driver died: out of memory"
     assert world.director.over()
     assert world.births.closed == ["t001"]
+
+
+def test_progress_counts_as_a_new_beginning(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    world = World(tmp_path, FLAT[:1], rule="none")
+    for epoch in range(TRIES + 2):
+        world.fill()
+        world.director.heard("t001", [record("epoch", epoch, 0.5)])
+        world.director.died("t001", "its node is lost")
+        now[0] += 100
+    assert (world.director.trials[0].state, world.director.trials[0].failures) == ("waiting", 1)
 
 
 def test_a_failed_trial_does_not_end_the_sweep_but_too_many_do(tmp_path):
@@ -256,7 +280,11 @@ def test_a_trial_that_cannot_be_trained_is_born_failed_and_others_go_on(tmp_path
         return bear(number, draw)
 
     world.births = world.director._births = SimpleNamespace(
-        bear=refuse, config=world.births.config, epoch_samples=world.births.epoch_samples, close=lambda trial: None
+        bear=refuse,
+        config=world.births.config,
+        task=world.births.task,
+        epoch_samples=world.births.epoch_samples,
+        close=lambda trial: None,
     )
     assert [end[:2] for end in world.run()] == [("t001", "failed"), ("t002", "finished")]
 

@@ -12,6 +12,7 @@ from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.runs import likely_points, title, trial_config, trial_id
 from orchestrator.sweep.search import Draw
 from orchestrator.sweep.space import Space
+from orchestrator.sweep.training import task
 from orchestrator.sweep.trial import Fork, Trial
 from orchestrator.tracking import end_run, new_run
 from pipelines.errors import ClusterError, ConfigError, DataError, SkiplaneError
@@ -29,6 +30,7 @@ class Births:
     counts: Counts
     parent: str | None
     say: Callable[[str], None]
+    tags: Mapping[str, str] = field(default_factory=dict)  # of each trial's run
     born: Mapping[str, str] = field(default_factory=dict)  # trial -> its run in MLflow, if a driver died just then
 
     def bear(self, number: int, draw: Draw) -> Trial | None:
@@ -58,6 +60,11 @@ class Births:
         if trial.fork is not None:
             changes["train.fork"] = self._checkpoint(config, trial.fork)
         return config.replace(changes)
+
+    def task(self, trial: Trial, until: int, workers: str) -> str:
+        """What a slot is told: its run, until so many epochs, with so many workers."""
+        config = self.config(trial, until).replace({"cluster.workers": workers})
+        return task(config, self.parent, trial.mlflow_run_id, dict(self.tags))
 
     def epoch_samples(self, trial: Trial) -> int:
         """Training images of one epoch."""

@@ -6,7 +6,7 @@ A report is written before it counts, so whoever takes the sweep up knows the sa
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.cluster.places import Places
 from orchestrator.cluster.trials import Assignment
@@ -19,19 +19,14 @@ from orchestrator.sweep.fates import Fate, fates
 from orchestrator.sweep.journal import Journal
 from orchestrator.sweep.rules import NoRule, Rule, replay
 from orchestrator.sweep.search import Search
-from orchestrator.sweep.training import ended, task
+from orchestrator.sweep.training import ended
 from orchestrator.sweep.trial import METRICS, Report, Trial, signed
 
-TRIES = 3  # of a trial whose driver dies, or that does not get what it needs of the cluster
+TRIES = 5  # in a row, without a report, of a trial whose driver dies or that does not get what it needs of the cluster
+PAUSE_S = 5.0  # before the second; twice as long before each one after: what is away may come back
 FIELDS = {"val/top1": "val_top1", "val/top5": "val_top5", "val/loss": "val_loss", "train/loss": "train_loss"}
+BIRTH, BIRTH_S = "", 30.0  # a trial to be; until it is tried again where MLflow did not take its run
 Say = Callable[[str], None]
-
-
-class Listener(Protocol):
-    """Who is told that something changed."""
-
-    def __call__(self, trials: Sequence[Trial], moment: bool) -> None:
-        """moment: a trial began or ended."""
 
 
 class SweepDirector:
@@ -43,19 +38,20 @@ class SweepDirector:
 
     def __init__(
         self, births: Births, search: Search, rule: Callable[[], Rule], metric: str, journal: Journal, places: Places,
-        ask: Callable[[str, str], None], say: Say, changed: Listener, stop: Stop, limit: int | None = None,
-        parent: str | None = None, tags: Mapping[str, str] | None = None, concurrent: int = 0,
+        ask: Callable[[str, str], None], say: Say, changed: Callable[[Sequence[Trial]], None], stop: Stop,
+        limit: int | None = None, concurrent: int = 0,
     ) -> None:  # fmt: skip
         self._births, self._search, self._metric = births, search, metric
         self._fated = rule if rule().rungs() else NoRule
         self._live = NoRule() if rule().rungs() else rule()
         self._journal, self._places, self._ask = journal, places, ask
         self._say, self._changed, self._stop, self._limit = say, changed, stop, limit
-        self._parent, self._tags, self._concurrent = parent, dict(tags or {}), concurrent
+        self._concurrent = concurrent
         self._trials = journal.trials()
         self._order = sum(len(trial.reports) for trial in self._trials.values())
         self._active: set[str] = set()
         self._since: dict[str, float] = {}  # trial -> when it started, earlier parts included
+        self._not_before: dict[str, float] = {}  # trial -> when it may be tried again
         self._told: dict[str, str] = {}  # trial -> why it was asked to end
         self._stop_all(replay(self._live, self.trials, metric))
         self._fates = self._decide()
@@ -95,9 +91,8 @@ class SweepDirector:
         self._active.add(trial.id)
         self._since[trial.id] = time.monotonic() - (trial.reports[-1].seconds if trial.reports else 0.0)
         self._put(replace(trial, state="running", reason=None))
-        self._changed(self.trials, True)
-        config = self._births.config(trial, self._fates[trial.id].until).replace({"cluster.workers": workers})
-        return Assignment(trial.id, task(config, self._parent, trial.mlflow_run_id, self._tags))
+        self._changed(self.trials)
+        return Assignment(trial.id, self._births.task(trial, self._fates[trial.id].until, workers))
 
     def over(self) -> bool:
         """Whether all trials were born and have ended, or no more shall start."""
@@ -113,7 +108,7 @@ class SweepDirector:
                 self._report(id, record)
         if self._ending:
             self._tell(id, self._stop.why or "too many trials failed")
-        self._changed(self.trials, False)
+        self._changed(self.trials)
 
     def ended(self, id: str, outcome: dict[str, Any]) -> None:
         """By itself, or because it was asked to."""
@@ -133,19 +128,25 @@ class SweepDirector:
 
     def _ready(self) -> Trial | None:
         """The first, by birth, that may train on now and does not."""
+        now = time.monotonic()
         idle = (trial for trial in self.trials if not trial.over and trial.id not in self._active)
-        return next((trial for trial in idle if self._fates[trial.id].until), None)
+        ready = (trial for trial in idle if self._fates[trial.id].until)
+        return next((trial for trial in ready if self._not_before.get(trial.id, now) <= now), None)
 
     def _bear(self) -> Trial | None:
         """A new trial, if there is to be one now."""
-        if len(self._trials) >= self._search.total or self._places.take("", "1") is None:
+        if len(self._trials) >= self._search.total or self._places.take(BIRTH, "1") is None:
             return None
-        self._places.give("")
+        self._places.give(BIRTH)
+        if time.monotonic() < self._not_before.get(BIRTH, 0.0):
+            return None
         draw = self._search.next(self.trials)
         trial = None if draw is None else self._births.bear(len(self._trials) + 1, draw)
         if trial is not None:
             self._put(trial)
             self._fates = self._decide()
+        elif draw is not None:
+            self._not_before[BIRTH] = time.monotonic() + BIRTH_S
         return trial
 
     def _ended_before(self, trial: Trial) -> bool:
@@ -170,7 +171,7 @@ class SweepDirector:
         seconds = time.monotonic() - self._since.get(id, time.monotonic())
         report = Report(self._order, epoch, epoch * self._births.epoch_samples(trial), values, seconds)
         self._order += 1
-        self._put(replace(trial, reports=(*trial.reports, report)))
+        self._put(replace(trial, reports=(*trial.reports, report), failures=0))
         score, last = signed(self._metric, values[self._metric]), epoch >= (trial.stop_after or trial.epochs)
         if why := self._live.hear(id, report.samples, score, last):
             self._tell(id, why)
@@ -196,7 +197,9 @@ class SweepDirector:
             case "again" if trial.failures + 1 >= TRIES:
                 trial = replace(trial, state="failed", reason=outcome["reason"], failures=trial.failures + 1)
             case "again":
-                self._say(f"{id}: {outcome['reason']}; it is tried again")
+                pause = PAUSE_S * 2**trial.failures
+                self._say(f"{id}: {outcome['reason']}; it is tried again in {pause:.0f} s")
+                self._not_before[id] = time.monotonic() + pause
                 trial = replace(trial, state="waiting", failures=trial.failures + 1)
             case "stopped" if trial.epoch < (trial.stop_after or trial.epochs):  # at a rung, or with the sweep
                 trial = replace(trial, state="waiting", reason=None)
@@ -204,7 +207,7 @@ class SweepDirector:
                 trial = replace(trial, state="finished", reason=None)
         self._settle(trial)
         self._fates = self._decide()
-        self._changed(self.trials, True)
+        self._changed(self.trials)
 
     def _decide(self) -> dict[str, Fate]:
         """How far each may train; those that stop do."""

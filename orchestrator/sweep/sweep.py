@@ -142,13 +142,13 @@ class _Sweep:
     def _direct(self, trials: Trials) -> SweepDirector:
         parent, uri = self.tracker.run_id, self.config.tracking.uri
         born = child_runs(uri, parent, TRIAL) if parent else {}
-        births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, born)
         tags = provenance.tags() | {"skiplane.kind": "trial", "skiplane.sweep": self.config.name}
+        births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, tags, born)
         at_once = min(self.sweep.concurrent or self.slots, self.slots)
         return SweepDirector(
             births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
             self.journal, self.places, trials.stop, self.say, self._changed, self.stop,
-            limit=self.sweep.max_failures, parent=parent, tags=tags, concurrent=at_once,
+            limit=self.sweep.max_failures, concurrent=at_once,
         )  # fmt: skip
 
     def _rule(self) -> Callable[[], Rule]:
@@ -164,7 +164,7 @@ class _Sweep:
             return lambda: Median(metric, grace)
         return lambda: Asha(metric, grace, factor, most)
 
-    def _changed(self, trials: Sequence[Trial], moment: bool) -> None:
+    def _changed(self, trials: Sequence[Trial]) -> None:
         """The table now and then; another driver's sweep is left alone."""
         if self.held.lost:
             self.stop.ask("another driver has the sweep")
