@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
     from orchestrator.sweep import sweep as sweeps
 
     try:
-        sweeps.run(config, sweep, space, say=edge.say, command=lambda trial: command(argv, config.name, trial))
+        sweeps.run(
+            config, sweep, space, say=edge.say, command=lambda trial, run: command(argv, config.name, trial, run)
+        )
     except supervise.Stopped as stopped:
         edge.say(f"stopped; the same command goes on with the sweep in {config.folder()}")
         return 128 + stopped.signum
@@ -51,9 +53,14 @@ def dry_run(config: RunConfig, sweep: SweepConfig, space: Space) -> str:
     return outlook.describe(config, sweep, space, trials, probe)
 
 
-def command(argv: Sequence[str], sweep: str, trial: Trial) -> str:
-    """What trains a trial by itself: the sweep's own line, with the trial's settings in the place of the space."""
+def command(argv: Sequence[str], sweep: str, trial: Trial, run: RunConfig) -> str:
+    """What trains a trial by itself: the sweep's own line, with the trial's settings in the place of the space.
+
+    run: the trial's settings in full; one that took another up begins where it did.
+    """
     words = ["python", "-m", "jobs.train", *_without(argv, trial), *flags(trial.config)]
+    if run.train.fork:
+        words += ["--train.fork", run.train.fork]
     return shlex.join([*words, "--cluster.workers", trial.workers, "--name", f"{sweep}-best"])
 
 

@@ -1,8 +1,11 @@
 """The command that a sweep prints: the sweep's own line, with the trial's settings in the place of the space."""
 
+import shlex
+
 import pytest
 
 from jobs.sweep import command
+from orchestrator.config import RunConfig
 from orchestrator.sweep.trial import Trial
 
 TRIAL = Trial("t003", {"model.depth": 34, "optim.lr": 0.1}, "resnet-34 lr=0.1", workers="2")
@@ -20,6 +23,11 @@ END = "--model.depth 34 --optim.lr 0.1 --cluster.workers 2 --name s1-best"
     ],
 )
 def test_what_is_the_sweeps_goes_and_the_rest_stays(line, kept):
-    import shlex
+    assert command(shlex.split(line), "s1", TRIAL, RunConfig()) == f"python -m jobs.train {kept}{END}"
 
-    assert command(shlex.split(line), "s1", TRIAL) == f"python -m jobs.train {kept}{END}"
+
+def test_a_trial_that_took_up_another_begins_there():
+    run = RunConfig().replace({"train.fork": "/runs/s1/t001/checkpoints/step-000000022-0001.001"})
+    assert command([], "s1", TRIAL, run).endswith(
+        f"--optim.lr 0.1 --train.fork {run.train.fork} --cluster.workers 2 --name s1-best"
+    )

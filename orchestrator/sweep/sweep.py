@@ -33,9 +33,10 @@ from pipelines.errors import ConfigError, TrainingError
 
 TABLE_S = 30.0  # between two tables
 Say = Callable[[str], None]
+Command = Callable[[Trial, RunConfig], str]  # what trains a trial by itself; its run's settings
 
 
-def run(config: RunConfig, sweep: SweepConfig, space: Space, *, say: Say, command: Callable[[Trial], str]) -> Answer:
+def run(config: RunConfig, sweep: SweepConfig, space: Space, *, say: Say, command: Command) -> Answer:
     """Runs the sweep from wherever it is to its end; at once where it has ended before.
 
     config: what all trials have in common; its name is the sweep's. command: what trains a trial by itself.
@@ -48,9 +49,7 @@ def run(config: RunConfig, sweep: SweepConfig, space: Space, *, say: Say, comman
 class _Sweep:
     """One submission of one sweep."""
 
-    def __init__(
-        self, config: RunConfig, sweep: SweepConfig, space: Space, say: Say, command: Callable[[Trial], str]
-    ) -> None:
+    def __init__(self, config: RunConfig, sweep: SweepConfig, space: Space, say: Say, command: Command) -> None:
         self.config, self.sweep, self.space, self.say, self.command = config, sweep, space, say, command
         self.dataset = supervise.open_checked(config)
         self.counts = counts_of(self.dataset)
@@ -143,10 +142,10 @@ class _Sweep:
         parent, uri = self.tracker.run_id, self.config.tracking.uri
         born = child_runs(uri, parent, TRIAL) if parent else {}
         tags = provenance.tags() | {"skiplane.kind": "trial", "skiplane.sweep": self.config.name}
-        births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, tags, born)
+        self.births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, tags, born)
         at_once = min(self.sweep.concurrent or self.slots, self.slots)
         return SweepDirector(
-            births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
+            self.births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
             self.journal, self.places, trials.stop, self.say, self._changed, self.stop,
             limit=self.sweep.max_failures, concurrent=at_once,
         )  # fmt: skip
@@ -196,7 +195,7 @@ class _Sweep:
         url = self._view(len(trials))
         found = answer(
             self.config.name, status, trials, self.sweep.metric, storage=self.storage, base=self.config,
-            command=self.command, url=url, reason=reason,
+            command=self._command, url=url, reason=reason,
         )  # fmt: skip
         say_answer(found, trials, names, self.say)
         track(self.tracker, found, trials, names, self.storage)
@@ -204,6 +203,9 @@ class _Sweep:
         if left := self.tracker.finish(ends[status]):
             self.say(f"tracking: {left} records of the sweep did not reach {self.config.tracking.uri}")
         return found
+
+    def _command(self, trial: Trial) -> str:
+        return self.command(trial, self.births.config(trial))
 
     def _view(self, trials: int) -> str | None:
         """A link that opens all trials, best first."""
