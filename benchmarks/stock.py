@@ -1,6 +1,6 @@
 """The peer of benchmarks.sweep: the same sweep as Ray's documentation shows it, and nothing of ours around the worker.
 
-    python -m benchmarks.stock FLAGS
+    RAY_ADDRESS=... python -m benchmarks.stock FLAGS
 
 FLAGS are those of jobs.sweep with a grid. Ray Tune runs a function for each trial, which runs a TorchTrainer; each
 epoch's metrics go with a checkpoint to Ray Train, through its TuneReportCallback to Tune, and from there through
@@ -30,6 +30,7 @@ from orchestrator.sweep.settings import load
 from orchestrator.sweep.space import Space
 from orchestrator.worker import Job, Worker
 
+ROOT = Path(__file__).parent.parent
 TUNED = "SKIPLANE_STOCK"
 METRICS = ("epoch", "time_ms", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
 
@@ -40,10 +41,15 @@ def main(argv: list[str]) -> int:
     surroundings = settings.Edge.of_environment()
     _, config, sweep, space = load(argv, own, surroundings)
     prepare(surroundings.home)
-    from orchestrator.cluster.session import session
+    import ray
 
-    with session(config.cluster.cpus):
-        results = _tuner(config, sweep, space, tuned=os.environ.get(TUNED) == "tuned").fit()
+    # Ray's processes learn the address, too: what frees the place of a trial that was stopped looks for any cluster on
+    # this machine, and where there are two it finds none, and the sweep waits for ever.
+    variables = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
+    shipped = {"working_dir": str(ROOT), "env_vars": variables}
+    ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=shipped)
+    results = _tuner(config, sweep, space, tuned=os.environ.get(TUNED) == "tuned").fit()
+    ray.shutdown()
     return int(bool(results.num_errors))
 
 

@@ -90,12 +90,14 @@ def main(argv: Sequence[str]) -> int:
                     about = {"round": number, "case": case, "way": name, "load_average_before": load}
                     rows.append(about | figures(turn, bare, int(case.partition(":")[2])))
                     edge.say(f"round {number + 1} {case} {name}: {_line(rows[-1])}")
-    found = {way: against(rows, way) for way in setting.ways if way != OURS and OURS in setting.ways}
-    _print(rows, found)
-    if file:
-        about = {"setting": asdict(setting), "cpus": os.cpu_count(), "target": TARGET}
-        file.write_text(json.dumps(about | {"turns": rows, "ours_to_its": found}, indent=2) + "\n")
+            if file:
+                _write(file, setting, rows)
+    _print(rows, _ratios(rows, setting))
     return 0
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]], setting: Setting) -> dict[str, Any]:
+    return {way: against(rows, way) for way in setting.ways if way != OURS and OURS in setting.ways}
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -178,6 +180,12 @@ def _tracked(cluster: local.Cluster, experiment: str, metric: str) -> list[Trial
             point = {name: run.data.params[name] for name in ("model.depth", "optim.lr")}
             trials.append(Trial(point, top1, [end / 1000 for end in ends]))
     return trials
+
+
+def _write(file: Path, setting: Setting, rows: Sequence[Mapping[str, Any]]) -> None:
+    """After each round: a peer that hangs leaves the rounds before it."""
+    about = {"setting": asdict(setting), "cpus": os.cpu_count(), "target": TARGET}
+    file.write_text(json.dumps(about | {"turns": rows, "ours_to_its": _ratios(rows, setting)}, indent=2) + "\n")
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
