@@ -69,11 +69,9 @@ def _without(argv: Sequence[str], trial: Trial) -> list[str]:
     kept, words = list[str](), iter(argv)
     for word in words:
         name, equals, _ = word.removeprefix("--").partition("=")
-        if name in ("name", "cluster.workers", *trial.config) or name.startswith("sweep."):
-            if not equals:
-                next(words, None)
-        elif name != "dry-run":
-            kept.append(word)
+        value = [] if equals or name == "dry-run" else [next(words, "")]
+        if not (name in ("name", "dry-run", "cluster.workers", *trial.config) or name.startswith("sweep.")):
+            kept += [word, *value]
     return kept
 
 

@@ -261,8 +261,9 @@ class _Life:
     def _ended(self, status: str, reason: str) -> Result:
         """A result for a run that did not end by itself; what the last checkpoint holds is kept."""
         found, step = self.checkpoints.latest(), self._resume_step()
-        known = Tally(found.progress).summary() if found else {}
-        about = {"status": status, "steps": step, "epochs": step // self.plan.steps_per_epoch, "reason": reason}
+        tally = Tally(found.progress) if found else None
+        known = tally.summary() if tally else {}
+        about = {"status": status, "steps": step, "epochs": tally.closed if tally else 0, "reason": reason}
         result = self._compose(known | about)
         self.held.confirm()
         write_result(self.storage, result)

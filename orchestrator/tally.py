@@ -84,6 +84,11 @@ class Tally:
         """Whether all steps of an epoch are done, and it was not evaluated and closed yet."""
         return self.step % steps_per_epoch == 0 and self._sums.steps > 0
 
+    @property
+    def closed(self) -> int:
+        """Epochs that were closed: one that was not evaluated yet because of a stop is not."""
+        return int(self._curve[-1]["epoch"]) if self._curve else 0
+
     def close_epoch(self, epoch: int, sums: EvalSums | None) -> dict[str, float]:
         """Ends the epoch's sums; returns the record for the curve."""
         record: dict[str, Any] = {

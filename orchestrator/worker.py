@@ -332,7 +332,7 @@ class Worker:
             "status": status,
             "reason": reason,
             "steps": self.tally.step,
-            "epochs": self.tally.step // self.plan.steps_per_epoch,
+            "epochs": self.tally.closed,
             "weights_sha256": weights_sha256(self.step.model.state_dict()),
             **self.tally.summary(),
         }

@@ -7,16 +7,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cluster.rules import Asha, Median
-from orchestrator.config import RunConfig
 from orchestrator.state.records import Result, write_result
 from orchestrator.state.storage import Storage
 from orchestrator.stop import Stop
 from orchestrator.sweep import director as module
-from orchestrator.sweep.director import TRIES, SweepDirector
+from orchestrator.sweep import tries
+from orchestrator.sweep.director import SweepDirector
 from orchestrator.sweep.journal import Journal
 from orchestrator.sweep.rules import NoRule
 from orchestrator.sweep.search import Draw, Listed
 from orchestrator.sweep.trial import Trial
+from pipelines.errors import DataError
 
 EPOCH, EPOCHS, METRIC = 100, 9, "val/top1"
 RULES = {
@@ -34,15 +35,13 @@ class Births:
     """Trials whose scores are given: curves[k] of the k-th, by epoch."""
 
     def __init__(self, folder, workers="1"):
-        self.folder, self.workers, self.closed = folder, workers, []
+        self.folder_of_all, self.workers, self.closed = folder, workers, []
 
     def bear(self, number, draw):
         return Trial(f"t{number:03d}", draw.point, f"net {number}", epochs=EPOCHS, workers=self.workers)
 
-    def config(self, trial, until=0):
-        return RunConfig(name=trial.id).replace({
-            "cluster.storage": str(self.folder), "train.epochs": EPOCHS, "train.stop_after": until % EPOCHS
-        })  # fmt: skip
+    def folder(self, trial):
+        return str(self.folder_of_all / trial.id)
 
     def task(self, trial, until, workers):
         return str(until)
@@ -128,6 +127,14 @@ def record(kind, epoch, score):
     return {"kind": kind, "epoch": epoch + 1, "val_top1": score, "train_loss": 1 - score, "time_ms": 0}
 
 
+def clock(monkeypatch):
+    """[seconds], which the test moves."""
+    now = [1000.0]
+    for seen in (module, tries):
+        monkeypatch.setattr(seen, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
 FLAT = [[score] * EPOCHS for score in (0.6, 0.5, 0.8, 0.7)]
 
 
@@ -186,8 +193,7 @@ def test_a_trial_that_stops_where_a_driver_died_in_between_has_its_weights(tmp_p
 
 
 def test_a_trial_whose_driver_dies_is_tried_again_later_and_fails_in_the_end(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    now = clock(monkeypatch)
     world = World(tmp_path, FLAT[:1], rule="none")
     for pause in (5, 10, 20, 40, None):
         assert not world.director.over()
@@ -201,22 +207,112 @@ def test_a_trial_whose_driver_dies_is_tried_again_later_and_fails_in_the_end(tmp
             assert world.director.next() is None
             now[0] += 1
     (trial,) = world.director.trials
-    assert (trial.state, trial.failures) == ("failed", TRIES)
+    assert (trial.state, trial.failures) == ("failed", tries.TRIES)
     assert trial.reason == "the trial's driver died: out of memory"
     assert world.director.over()
     assert world.births.closed == ["t001"]
 
 
 def test_progress_counts_as_a_new_beginning(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    now = clock(monkeypatch)
     world = World(tmp_path, FLAT[:1], rule="none")
-    for epoch in range(TRIES + 2):
+    for epoch in range(tries.TRIES + 2):
         world.fill()
         world.director.heard("t001", [record("epoch", epoch, 0.5)])
         world.director.died("t001", "its node is lost")
         now[0] += 100
     assert (world.director.trials[0].state, world.director.trials[0].failures) == ("waiting", 1)
+
+
+def test_for_want_of_the_cluster_no_trial_fails_but_the_sweep_ends_and_goes_on(tmp_path, monkeypatch):
+    now = clock(monkeypatch)
+    world = World(tmp_path, FLAT[:2], rule="none", slots=1)
+    for pause in (5, 10, 20, 40):
+        world.fill()
+        world.end("t001", "lacking", "MLflow does not answer")
+        assert world.said[-1] == f"t001: MLflow does not answer; it is tried again in {pause} s"
+        now[0] += pause
+    world.fill()
+    world.end("t001", "lacking", "MLflow does not answer")
+    assert world.director.lacks == "trial t001 could not go on, 5 times in a row: MLflow does not answer"
+    assert world.director.over()
+    world.submit()
+    assert [end[1] for end in world.run()] == ["finished", "finished"]
+
+
+def test_what_does_not_fit_is_said_and_waited_for_and_a_node_may_come(tmp_path, monkeypatch):
+    now = clock(monkeypatch)
+    world = World(tmp_path, FLAT[:1], rule="none", slots=2, workers="3")
+    words = "t001 needs 3 workers, the cluster has room for 2"
+    for _ in range(3):
+        assert world.director.next() is None
+        now[0] += 20
+    assert world.said == [f"waiting: {words}"]
+    world.places.total = 3
+    assert world.director.next()
+    world.running["t001"] = EPOCHS
+    world.end("t001", "died", "its node is lost")
+    world.places.total = 2
+    for _ in range(5):
+        now[0] += 20
+        assert world.director.next() is None
+    assert world.director.lacks == f"{words}, after cluster.wait_seconds = 60"
+
+
+def test_an_epoch_that_a_stop_left_unevaluated_is_evaluated_and_holds_nothing_up(tmp_path):
+    world = World(tmp_path, FLAT[:1], rule="none")
+    world.fill()
+    curve = [{"epoch": k + 1, "val_top1": 0.5, "train_loss": 1.0} for k in range(EPOCHS - 1)]
+    write_result(Storage(str(tmp_path / "t001")), Result("t001", "stopped", EPOCHS, 99, curve=curve))
+    world.submit()
+    world.fill()  # what it has is taken in
+    world.fill()
+    assert list(world.running) == ["t001"]
+
+
+def test_a_trial_that_finishes_while_the_sweep_stops_has_its_last_report(tmp_path):
+    world = World(tmp_path, [[0.5] * 8 + [0.99]], rule="none")
+    world.fill()
+    for _ in range(EPOCHS - 1):
+        world.tick("t001")
+    world.stop.ask("SIGTERM")
+    world.director.heard("t001", [])
+    assert world.asked == {"t001": "SIGTERM"}
+    world.done["t001"] = EPOCHS
+    world.end("t001", "finished")
+    assert world.director.trials[0].value(METRIC) == 0.99
+    assert world.ends()[0][:3] == ("t001", "finished", 9)
+
+
+def test_who_has_no_slot_yet_is_not_waited_for_when_the_sweep_stops(tmp_path, monkeypatch):
+    now = clock(monkeypatch)
+    world = World(tmp_path, FLAT[:2], rule="none")
+    world.fill()
+    world.tick("t001")
+    now[0] += 31
+    world.director.next()
+    assert world.said == ["t002 waits for its driver to start, most likely for free memory on a node"]
+    world.stop.ask("SIGTERM")
+    assert not world.director.abandons()
+    world.tick("t001")
+    assert world.director.abandons()
+    world.director.leave()
+    assert [end[1] for end in world.ends()] == ["waiting", "waiting"]
+    assert world.director.over()
+
+
+def test_a_trial_whose_donor_is_gone_fails_by_itself(tmp_path):
+    world = World(tmp_path, FLAT[:2], rule="none")
+    task = world.births.task
+
+    def gone(trial, until, workers):
+        if trial.id == "t001":
+            raise DataError("the donor has no checkpoint")
+        return task(trial, until, workers)
+
+    world.births.task = gone
+    assert [end[:2] for end in world.run()] == [("t001", "failed"), ("t002", "finished")]
+    assert not world.places.taken
 
 
 def test_a_failed_trial_does_not_end_the_sweep_but_too_many_do(tmp_path):
@@ -279,13 +375,8 @@ def test_a_trial_that_cannot_be_trained_is_born_failed_and_others_go_on(tmp_path
             return Trial("t001", draw.point, "k=0", state="failed", reason="does not fit")
         return bear(number, draw)
 
-    world.births = world.director._births = SimpleNamespace(
-        bear=refuse,
-        config=world.births.config,
-        task=world.births.task,
-        epoch_samples=world.births.epoch_samples,
-        close=lambda trial: None,
-    )
+    world.births.bear = refuse
+    world.births.epoch_samples = lambda trial: {"t002": EPOCH}[trial.id]  # of t001 there is none
     assert [end[:2] for end in world.run()] == [("t001", "failed"), ("t002", "finished")]
 
 

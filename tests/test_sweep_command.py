@@ -18,6 +18,10 @@ END = "--model.depth 34 --optim.lr 0.1 --cluster.workers 2 --name s1-best"
         ("--recipe digits --sweep.depth 18,34 --sweep.lr 0.1,1 --name s1", "--recipe digits "),
         ("--recipe=digits --sweep.depth=18,34 --name=s1 --sweep.trials 3", "--recipe=digits "),
         ("--sweep.space /tmp/space.yaml --config a.yaml --name s1 --dry-run", "--config a.yaml "),
+        (
+            "--config sweep.yaml --sweep.depth 18,34 --data.name name --train.epochs 5",
+            "--config sweep.yaml --data.name name --train.epochs 5 ",
+        ),
         ("--optim.lr 0.3 --model.depth=50 --cluster.workers 1..2 --optim.momentum 0.8", "--optim.momentum 0.8 "),
         ("--cluster.storage '/my runs' --sweep.max-failures 2", "--cluster.storage '/my runs' "),
     ],

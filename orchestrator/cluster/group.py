@@ -14,8 +14,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
+from orchestrator.cluster.cleaner import Trainer
 from orchestrator.cluster.mailbox import GroupDied, Mailbox
 from orchestrator.cluster.member import Function, enter, line, packed
 from orchestrator.context import Record
@@ -128,9 +129,9 @@ def raise_error(record: Record) -> None:
     raise kind(record["message"])
 
 
-def _trainer(size: Size, told: dict[str, Any], run: RunConfig) -> TorchTrainer:
+def _trainer(size: Size, told: dict[str, Any], run: RunConfig) -> Trainer:
     resources = {"CPU": size.cpus} | ({"GPU": size.gpus} if size.gpus else {})
-    return TorchTrainer(
+    return Trainer(
         enter,
         train_loop_config=told,
         scaling_config=ScalingConfig(

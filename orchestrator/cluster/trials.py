@@ -7,13 +7,8 @@ used again: its snapshots leave out what its scheduler knows, and are seconds ol
 
 import logging
 import os
-import queue
 import shutil
 import tempfile
-import threading
-import time
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +22,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster import environment, session
-from orchestrator.cluster.crews import Crews
+from orchestrator.cluster import session
+from orchestrator.cluster.slots import Outcome, Slot, Train
 from orchestrator.context import Record
-from orchestrator.stop import Stop
 from pipelines.errors import ClusterError
 
 # Of a slot with what Ray Train starts beside it: 1.6 GB were measured, most of it libraries.
 SLOT_BYTES = 2 * 10**9
-LISTEN_S, LOOK_S = 2.0, 0.3  # a slot speaks at least so often, and looks so often whether it should stop
-IDLE_S = 3.0  # that workers wait for their slot's next trial: those of another slot may need their CPUs
-END_S = 60.0  # that a trial may take to save its state
 # Tune's own tables, log files and signal handlers are in nobody's interest here.
 TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -49,10 +40,6 @@ TUNE = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
 }
-Outcome = dict[str, Any]
-# (what to train, who is told of it, who may ask for its end, the slot's workers) -> how it ended; runs in a slot, so it
-# must be importable.
-Train = Callable[[str, Callable[[Record], None], Stop, Crews], Outcome]
 
 
 @dataclass(frozen=True)
@@ -71,6 +58,9 @@ class Director(Protocol):
 
     def over(self) -> bool:
         """Whether `next` will give no more."""
+
+    def abandons(self) -> bool:
+        """Whether to end now, though some trials have no slot yet: those that have one have ended."""
 
     def heard(self, id: str, news: list[Record]) -> None:
         """What a trial said."""
@@ -131,6 +121,7 @@ class Trials:
                     name="trials",
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    stop=_Abandonment(heard),
                 ),
             ).fit()
         except TuneError as error:
@@ -163,13 +154,15 @@ def _placed(slot: type[tune.Trainable]) -> Any:
 
 
 class _Heard:
-    """A director, and what it raised: Tune makes text of that."""
+    """A director, and what it raised: Tune makes text of that, and a failure of the trial's. After it nothing is asked."""
 
     def __init__(self, director: Director) -> None:
         self._director = director
         self.error: BaseException | None = None
 
     def __call__(self, method: str, *values: Any) -> Any:
+        if self.error is not None:
+            return method in ("over", "abandons") or None
         try:
             return getattr(self._director, method)(*values)
         except BaseException as error:
@@ -212,6 +205,19 @@ class _Suggestions(_Directed, Searcher):
         """Nothing."""
 
 
+class _Abandonment(_Directed, tune.Stopper):
+    """Ends Tune where it would wait for a slot that nobody wants any more."""
+
+    def __init__(self, director: "_Heard") -> None:
+        self._director = director
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self._director("abandons"))
+
+
 class _Listener(_Directed, FIFOScheduler):
     """Hands what Tune hears to the director."""
 
@@ -229,80 +235,6 @@ class _Listener(_Directed, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self._director("died", trial.config["id"], _last_line(Path(trial.error_file)))
-
-
-class Slot(tune.Trainable):
-    """A process that trains one trial after the other."""
-
-    def setup(self, config: dict[str, Any], train: Train | None = None, board: Any = None) -> None:
-        """Begins the first one."""
-        assert train is not None
-        environment.for_driver()
-        self._train, self._board, self._crews = train, board, Crews(IDLE_S)
-        self._work = _Work(train, config["what"], self._crews)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins the next one: the one before has ended."""
-        self.config = new_config
-        self._work = _Work(self._train, new_config["what"], self._crews)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """What was heard since the last call; waits for it for a while."""
-        until = time.monotonic() + LISTEN_S
-        while not (news := self._work.news(LOOK_S)) and time.monotonic() < until and self._work.alive:
-            if why := ray.get(self._board.read.remote(self.config["id"])):
-                self._work.stop.ask(why)
-        outcome = self._work.outcome()
-        return {"news": news + self._work.news(0), "outcome": [outcome] if outcome else [], "done": outcome is not None}
-
-    def cleanup(self) -> None:
-        """Ends what still runs."""
-        self._work.end()
-        self._crews.close()
-
-
-class _Work:
-    """A trial in a thread of its own."""
-
-    def __init__(self, train: Train, what: str, crews: Crews) -> None:
-        self.stop = Stop()
-        self._news: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self._outcome: Outcome | None = None
-        self._thread = threading.Thread(target=self._run, args=(train, what, crews), name="trial", daemon=True)
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def news(self, wait_s: float) -> list[Record]:
-        """What was said; waits for the first."""
-        found: list[Record] = []
-        with suppress(queue.Empty):
-            found.append(self._news.get(timeout=wait_s) if wait_s else self._news.get_nowait())
-            while True:
-                found.append(self._news.get_nowait())
-        return found
-
-    def outcome(self) -> Outcome | None:
-        """How it ended; None while it trains."""
-        return None if self.alive else self._outcome
-
-    def end(self) -> None:
-        """Asks for an end and waits for it."""
-        self.stop.ask("the end of the sweep")
-        self._thread.join(END_S)
-
-    def _run(self, train: Train, what: str, crews: Crews) -> None:
-        try:
-            self._outcome = train(what, self._news.put, self.stop, crews)
-        except BaseException as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            self._outcome = {
-                "state": "failed",
-                "reason": f"{type(error).__name__}: {error} ({place.filename}:{place.lineno}); please report it",
-            }
 
 
 def _last_line(error: Path) -> str:

@@ -1,6 +1,7 @@
 """What a sweep ends with: a ranking, a picture, a recipe, and the command that trains the best one in full."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,11 +57,17 @@ def shown(trial: Trial) -> dict[str, Any]:
     """A trial in result.json. Accuracies are fractions."""
     return {
         "id": trial.id, "title": trial.title, "config": trial.config, "state": trial.state, "reason": trial.reason,
-        "epochs": trial.epoch, "top1": trial.value("val/top1"), "top5": trial.value("val/top5"),
-        "val_loss": trial.value("val/loss"), "train_loss": trial.value("train/loss"), "seconds": trial.seconds,
+        "epochs": trial.epoch, "top1": _finite(trial, "val/top1"), "top5": _finite(trial, "val/top5"),
+        "val_loss": _finite(trial, "val/loss"), "train_loss": _finite(trial, "train/loss"), "seconds": trial.seconds,
         "workers": trial.workers, "parameters": trial.parameters, "multiply_adds": trial.multiply_adds,
         "weights_sha256": trial.weights_sha256, "mlflow_run_id": trial.mlflow_run_id,
     }  # fmt: skip
+
+
+def _finite(trial: Trial, metric: str) -> float | None:
+    """JSON has no NaN."""
+    value = trial.value(metric)
+    return value if value is not None and math.isfinite(value) else None
 
 
 def say_answer(found: Answer, trials: Sequence[Trial], names: Sequence[str], say: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
 """From a draw to a trial: its run's settings, its name, what its net costs, its run in MLflow."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.config import RunConfig
@@ -14,7 +14,7 @@ from orchestrator.sweep.search import Draw
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.training import task
 from orchestrator.sweep.trial import Fork, Trial
-from orchestrator.tracking import end_run, new_run
+from orchestrator.tracking import child_runs, end_run, new_run
 from pipelines.errors import ClusterError, ConfigError, DataError, SkiplaneError
 
 TRIAL = "skiplane.trial"  # tag of a trial's run in MLflow: its id
@@ -31,7 +31,9 @@ class Births:
     parent: str | None
     say: Callable[[str], None]
     tags: Mapping[str, str] = field(default_factory=dict)  # of each trial's run
-    born: Mapping[str, str] = field(default_factory=dict)  # trial -> its run in MLflow, if a driver died just then
+    born: dict[str, str] = field(default_factory=dict)  # trial -> its run in MLflow, if a driver died just then
+    failed: set[str] = field(default_factory=set)  # trials whose run in MLflow could not be made at the first try
+    known: dict[str, int] = field(default_factory=dict)  # trial -> images of its epoch
 
     def bear(self, number: int, draw: Draw) -> Trial | None:
         """A new trial; one that cannot be trained is born failed. None while MLflow does not take its run."""
@@ -68,7 +70,14 @@ class Births:
 
     def epoch_samples(self, trial: Trial) -> int:
         """Training images of one epoch."""
-        return samples_of(make_plan(trial_config(self.base, self.sweep, trial.id, trial.config), self.counts))
+        if trial.id not in self.known:
+            config = trial_config(self.base, self.sweep, trial.id, trial.config)
+            self.known[trial.id] = samples_of(make_plan(config, self.counts))
+        return self.known[trial.id]
+
+    def folder(self, trial: Trial) -> str:
+        """Of its run."""
+        return f"{self.base.folder()}/{trial.id}"
 
     def close(self, trial: Trial) -> None:
         """Why a trial stopped or failed is known here alone; one that failed has perhaps never opened its run."""
@@ -85,14 +94,16 @@ class Births:
         if self.parent is None:
             return trial
         tags = {"skiplane.kind": "trial", "skiplane.sweep": self.base.name, TRIAL: trial.id}
+        uri, experiment = self.base.tracking.uri, self.base.tracking.experiment
         try:
-            run_id = self.born.get(trial.id) or new_run(
-                self.base.tracking.uri, self.base.tracking.experiment, trial.title, parent_id=self.parent, tags=tags
-            )
+            if trial.id in self.failed:  # perhaps it was made, and the answer lost
+                self.born.update(child_runs(uri, self.parent, TRIAL))
+            run_id = self.born.get(trial.id) or new_run(uri, experiment, trial.title, parent_id=self.parent, tags=tags)
         except ClusterError as error:
+            self.failed.add(trial.id)
             self.say(f"no new trial for the moment: {error}")
             return None
-        return Trial.of({**trial.to_dict(), "mlflow_run_id": run_id})
+        return replace(trial, mlflow_run_id=run_id)
 
     def _checkpoint(self, config: RunConfig, fork: Fork) -> str:
         """The donor's newest checkpoint at the end of that epoch."""

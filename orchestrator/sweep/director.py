@@ -21,9 +21,10 @@ from orchestrator.sweep.rules import NoRule, Rule, replay
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.training import ended
 from orchestrator.sweep.trial import METRICS, Report, Trial, signed
+from orchestrator.sweep.tries import TRIES, Tries
+from pipelines.errors import ConfigError, DataError
 
-TRIES = 5  # in a row, without a report, of a trial whose driver dies or that does not get what it needs of the cluster
-PAUSE_S = 5.0  # before the second; twice as long before each one after: what is away may come back
+SILENT_S = 30.0  # that a slot may take to start before it is said
 FIELDS = {"val/top1": "val_top1", "val/top5": "val_top5", "val/loss": "val_loss", "train/loss": "train_loss"}
 BIRTH, BIRTH_S = "", 30.0  # a trial to be; until it is tried again where MLflow did not take its run
 Say = Callable[[str], None]
@@ -34,12 +35,15 @@ class SweepDirector:
 
     rule: makes the stopping rule. One with rungs decides between a trial's parts, one without asks for an end while it
     trains. ask: tells a trial to save a checkpoint and end. limit: failed trials that may be; None = any number.
+    wait_s: how long nothing may fit before the sweep ends, to be gone on with.
+
+    A trial fails by what it does, or when its driver dies TRIES times in a row. For want of the cluster none fails.
     """
 
     def __init__(
         self, births: Births, search: Search, rule: Callable[[], Rule], metric: str, journal: Journal, places: Places,
         ask: Callable[[str, str], None], say: Say, changed: Callable[[Sequence[Trial]], None], stop: Stop,
-        limit: int | None = None, concurrent: int = 0,
+        limit: int | None = None, concurrent: int = 0, wait_s: float = 60.0,
     ) -> None:  # fmt: skip
         self._births, self._search, self._metric = births, search, metric
         self._fated = rule if rule().rungs() else NoRule
@@ -49,10 +53,11 @@ class SweepDirector:
         self._concurrent = concurrent
         self._trials = journal.trials()
         self._order = sum(len(trial.reports) for trial in self._trials.values())
-        self._active: set[str] = set()
-        self._since: dict[str, float] = {}  # trial -> when it started, earlier parts included
-        self._not_before: dict[str, float] = {}  # trial -> when it may be tried again
-        self._told: dict[str, str] = {}  # trial -> why it was asked to end
+        self._active: dict[str, float] = {}  # trial -> when it started, earlier parts included
+        self._silent: dict[str, float] = {}  # trial whose slot has not spoken yet -> when it was given one
+        self._asked: set[str] = set()  # trials that were asked to end
+        self._ruled: dict[str, str] = {}  # those that the rule ended -> why
+        self._tries = Tries(say, wait_s)
         self._stop_all(replay(self._live, self.trials, metric))
         self._fates = self._decide()
 
@@ -72,6 +77,11 @@ class SweepDirector:
         return sum(trial.state == "failed" for trial in self.trials)
 
     @property
+    def lacks(self) -> str | None:
+        """What the cluster, or MLflow, has not had for so long that the sweep ends."""
+        return self._tries.lacks
+
+    @property
     def gives_up(self) -> bool:
         """Whether too many failed."""
         return self._limit is not None and self.failed > self._limit
@@ -80,65 +90,89 @@ class SweepDirector:
 
     def next(self) -> Assignment | None:
         """The first trial that has not ended and does not run, or a new one; None while none can start."""
+        self._say_silent()
         if self._ending or 0 < self._concurrent <= len(self._active):
             return None
         trial = self._ready() or self._bear()
-        if trial is None or trial.over or self._ended_before(trial):
+        if trial is None or trial.over:
             return None
         workers = self._places.take(trial.id, trial.workers)
         if workers is None:
+            self._wait_for_places(trial)
             return None
-        self._active.add(trial.id)
-        self._since[trial.id] = time.monotonic() - (trial.reports[-1].seconds if trial.reports else 0.0)
+        self._tries.fits()
+        try:
+            what = None if self._ended_before(trial) else self._births.task(trial, self._until(trial), workers)
+        except (ConfigError, DataError) as error:  # what it takes up is gone
+            self._settle(replace(trial, state="failed", reason=str(error)))
+            self._fates, what = self._decide(), None
+        if what is None:
+            self._places.give(trial.id)
+            return None
+        self._active[trial.id] = time.monotonic() - (trial.reports[-1].seconds if trial.reports else 0.0)
+        self._silent[trial.id] = time.monotonic()
         self._put(replace(trial, state="running", reason=None))
         self._changed(self.trials)
-        return Assignment(trial.id, self._births.task(trial, self._fates[trial.id].until, workers))
+        return Assignment(trial.id, what)
 
     def over(self) -> bool:
         """Whether all trials were born and have ended, or no more shall start."""
         born = len(self._trials) >= self._search.total and all(trial.over for trial in self.trials)
         return not self._active and (born or self._ending)
 
+    def abandons(self) -> bool:
+        """Whether the sweep ends, and what was not given a slot yet is not waited for."""
+        return self._ending and self._active.keys() <= self._silent.keys()
+
     def heard(self, id: str, news: Sequence[Record]) -> None:
         """Reports count; what is said is passed on."""
+        self._silent.pop(id, None)
         for record in news:
             if record["kind"] == "said":
                 self._say(f"{id}: {record['text']}")
             elif record["kind"] in ("epoch", "recalled"):
                 self._report(id, record)
         if self._ending:
-            self._tell(id, self._stop.why or "too many trials failed")
+            self._ask_for_end(id, self._stop.why or self.lacks or "too many trials failed")
         self._changed(self.trials)
 
     def ended(self, id: str, outcome: dict[str, Any]) -> None:
         """By itself, or because it was asked to."""
-        self._active.discard(id)
-        self._places.give(id)
         self._take_in(id, outcome)
+        for known in (self._active, self._silent, self._ruled):
+            known.pop(id, None)
+        self._places.give(id)
+        self._asked.discard(id)
+        self._fates = self._decide()
+        self._changed(self.trials)
 
     def died(self, id: str, why: str) -> None:
         """Its driver did; its run goes on from its checkpoint with another one."""
-        self.ended(id, {"state": "again", "reason": f"the trial's driver died: {why}"})
+        self.ended(id, {"state": "died", "reason": f"the trial's driver died: {why}"})
+
+    def leave(self) -> None:
+        """The sweep ends: what still has no slot waits for the next submission."""
+        for id in list(self._active):
+            self.ended(id, {"state": "stopped", "reason": None})
 
     # -- births ----------------------------------------------------------------------------------------------------
 
     @property
     def _ending(self) -> bool:
-        return self._stop.asked() or self.gives_up
+        return self._stop.asked() or self.gives_up or self.lacks is not None
 
     def _ready(self) -> Trial | None:
         """The first, by birth, that may train on now and does not."""
-        now = time.monotonic()
         idle = (trial for trial in self.trials if not trial.over and trial.id not in self._active)
         ready = (trial for trial in idle if self._fates[trial.id].until)
-        return next((trial for trial in ready if self._not_before.get(trial.id, now) <= now), None)
+        return next((trial for trial in ready if self._tries.may(trial.id)), None)
 
     def _bear(self) -> Trial | None:
         """A new trial, if there is to be one now."""
         if len(self._trials) >= self._search.total or self._places.take(BIRTH, "1") is None:
             return None
         self._places.give(BIRTH)
-        if time.monotonic() < self._not_before.get(BIRTH, 0.0):
+        if not self._tries.may(BIRTH):
             return None
         draw = self._search.next(self.trials)
         trial = None if draw is None else self._births.bear(len(self._trials) + 1, draw)
@@ -146,68 +180,87 @@ class SweepDirector:
             self._put(trial)
             self._fates = self._decide()
         elif draw is not None:
-            self._not_before[BIRTH] = time.monotonic() + BIRTH_S
+            self._tries.not_for(BIRTH, BIRTH_S)
         return trial
 
     def _ended_before(self, trial: Trial) -> bool:
         """Whether its run had come so far when its driver, or the sweep's, died: what it said last is taken in."""
-        until = self._fates[trial.id].until
         result = self._result(trial)
-        if result is None or result.status not in ("finished", "stopped") or result.epochs < until:
+        if result is None or result.status not in ("finished", "stopped") or result.epochs < self._until(trial):
             return False
         self._take_in(trial.id, ended(result))
-        return True
+        self._fates = self._decide()
+        return self._trials[trial.id].over or self._trials[trial.id].epoch > trial.epoch
+
+    def _until(self, trial: Trial) -> int:
+        return self._fates[trial.id].until
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def _wait_for_places(self, trial: Trial) -> None:
+        if not self._active:
+            total = self._places.total
+            self._tries.nothing_fits(f"{trial.id} needs {trial.workers} workers, the cluster has room for {total}")
+
+    def _say_silent(self) -> None:
+        for id, since in self._silent.items():
+            if time.monotonic() - since > SILENT_S:
+                self._tries.say_once(f"{id} waits for its driver to start, most likely for free memory on a node")
 
     # -- reports ---------------------------------------------------------------------------------------------------
 
     def _report(self, id: str, record: Mapping[str, Any]) -> None:
-        """An epoch of a trial, once; what a trial says after it was told to end does not count."""
+        """An epoch of a trial, once; what a trial says after the rule has ended it does not count."""
         trial = self._trials[id]
         since = max(trial.epoch, trial.fork.epoch if trial.fork else 0)
-        if id in self._told or FIELDS[self._metric] not in record or record["epoch"] <= since:
+        if id in self._ruled or FIELDS[self._metric] not in record or record["epoch"] <= since:
             return
         values = {metric: record[FIELDS[metric]] for metric in METRICS if FIELDS[metric] in record}
-        epoch = int(record["epoch"])
-        seconds = time.monotonic() - self._since.get(id, time.monotonic())
-        report = Report(self._order, epoch, epoch * self._births.epoch_samples(trial), values, seconds)
+        epoch, now = int(record["epoch"]), time.monotonic()
+        samples = epoch * self._births.epoch_samples(trial)
+        report = Report(self._order, epoch, samples, values, now - self._active.get(id, now))
         self._order += 1
+        self._tries.progress(id)
         self._put(replace(trial, reports=(*trial.reports, report), failures=0))
         score, last = signed(self._metric, values[self._metric]), epoch >= (trial.stop_after or trial.epochs)
-        if why := self._live.hear(id, report.samples, score, last):
-            self._tell(id, why)
+        if why := self._live.hear(id, samples, score, last):
+            self._ruled[id] = why
+            self._ask_for_end(id, why)
 
-    def _tell(self, id: str, why: str) -> None:
-        if id not in self._told and id in self._active:
-            self._told[id] = why
+    def _ask_for_end(self, id: str, why: str) -> None:
+        if id not in self._asked and id in self._active:
+            self._asked.add(id)
             self._ask(id, why)
 
     def _take_in(self, id: str, outcome: Mapping[str, Any]) -> None:
         """How a trial ended, with what it reported last."""
         for record in outcome.get("curve", []):
             self._report(id, record)
-        trial, why = self._trials[id], self._told.pop(id, None)
         known = {name: outcome[name] for name in ("seconds", "weights_sha256") if outcome.get(name) is not None}
-        trial = replace(trial, **known)
-        ruled_out = why is not None and not self._ending
+        trial = replace(self._trials[id], **known)
         match outcome["state"]:
-            case "finished" | "stopped" | "again" if ruled_out:
-                trial = replace(trial, state="stopped", reason=why)
             case "failed":
                 trial = replace(trial, state="failed", reason=outcome["reason"])
-            case "again" if trial.failures + 1 >= TRIES:
-                trial = replace(trial, state="failed", reason=outcome["reason"], failures=trial.failures + 1)
-            case "again":
-                pause = PAUSE_S * 2**trial.failures
-                self._say(f"{id}: {outcome['reason']}; it is tried again in {pause:.0f} s")
-                self._not_before[id] = time.monotonic() + pause
-                trial = replace(trial, state="waiting", failures=trial.failures + 1)
+            case _ if id in self._ruled:
+                trial = replace(trial, state="stopped", reason=self._ruled[id])
+            case "lacking" | "died":
+                trial = self._again(trial, outcome["state"], outcome["reason"])
             case "stopped" if trial.epoch < (trial.stop_after or trial.epochs):  # at a rung, or with the sweep
                 trial = replace(trial, state="waiting", reason=None)
             case _:
                 trial = replace(trial, state="finished", reason=None)
         self._settle(trial)
-        self._fates = self._decide()
-        self._changed(self.trials)
+
+    def _again(self, trial: Trial, state: str, why: str) -> Trial:
+        """It waits for another try, or has failed with its drivers."""
+        if state == "lacking":
+            self._tries.lacking(trial.id, why)
+            return replace(trial, state="waiting")
+        failures = trial.failures + 1
+        if failures >= TRIES:
+            return replace(trial, state="failed", reason=why, failures=failures)
+        self._tries.again(trial.id, failures, why)
+        return replace(trial, state="waiting", failures=failures)
 
     def _decide(self) -> dict[str, Fate]:
         """How far each may train; those that stop do."""
@@ -225,7 +278,7 @@ class SweepDirector:
 
     def _result(self, trial: Trial) -> Result | None:
         """What its run wrote at its end, if it has ended."""
-        return read_result(Storage(self._births.config(trial).folder()))
+        return read_result(Storage(self._births.folder(trial)))
 
     def _settle(self, trial: Trial) -> None:
         """As it stands after a part of its training."""

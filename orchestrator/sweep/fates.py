@@ -23,29 +23,31 @@ class Fate:
 
 def fates(trials: Sequence[Trial], rule: Rule, metric: str, epoch_samples: Callable[[Trial], int]) -> dict[str, Fate]:
     """trials: all that were born, by birth. rule: a fresh one. epoch_samples: training images of a trial's epoch."""
-    found = dict[str, Fate]()
-    reached = list[float]()  # by birth: the rung, in samples, that a trial has come to
+    found, rungs = dict[str, Fate](), rule.rungs()
+    reached = inf  # the rung, in samples, that all trials so far have come to
     for trial in trials:
-        fate = _fate(trial, rule, metric, epoch_samples(trial), min(reached, default=inf))
+        if trial.over and not trial.reports:
+            continue
+        fate = _fate(trial, rule, rungs, metric, epoch_samples(trial), reached)
         if not trial.over:
             found[trial.id] = fate
-        come = max((rung for rung in rule.rungs() if rung <= _samples(trial)), default=0)
-        reached.append(inf if trial.over or fate.why else come)
+            if not fate.why:
+                reached = min(reached, max((rung for rung in rungs if rung <= _samples(trial)), default=0))
     return found
 
 
-def _fate(trial: Trial, rule: Rule, metric: str, each: int, reached: float) -> Fate:
+def _fate(trial: Trial, rule: Rule, rungs: Sequence[int], metric: str, each: int, reached: float) -> Fate:
     """reached: the rung that all born before have come to."""
     end, heard = trial.stop_after or trial.epochs, 0
     for report in trial.reports:
-        rung = max((rung for rung in rule.rungs() if rung <= report.samples), default=0)
+        rung = max((rung for rung in rungs if rung <= report.samples), default=0)
         if not trial.over and rung > max(reached, heard) and report.epoch < end:
             return Fate()
         heard = rung
         score = signed(metric, report.metrics[metric])
         if why := rule.hear(trial.id, report.samples, score, last=report.epoch >= end):
             return Fate(why=why)
-    ahead = (-(-rung // each) for rung in rule.rungs() if rung > _samples(trial))
+    ahead = (-(-rung // each) for rung in rungs if rung > _samples(trial))
     return Fate(until=min([end, *ahead]))
 
 

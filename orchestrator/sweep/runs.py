@@ -34,6 +34,12 @@ def title(config: RunConfig, space: Space) -> str:
     return f"{config.model.arch(classes=2).name} {pairs}".strip()
 
 
+def groups(base: RunConfig, sweep: SweepConfig, space: Space) -> dict[int, str]:
+    """Depth -> cluster.workers, of all depths that trials may have."""
+    depths = {v for part in space.parts("model.depth") for v in part.ends} if "model.depth" in space.dimensions else ()
+    return {int(d): sweep.workers_of(int(d), base.cluster.workers) for d in sorted(depths or {base.model.depth})}
+
+
 def flags(point: Point) -> list[str]:
     """The settings of a trial for a command line: ['--model.depth', '34', '--optim.lr', '0.1']."""
     return [word for name, value in point.items() for word in (f"--{name}", text(value))]

@@ -38,6 +38,11 @@ def load(
     args, base = settings.load(rest, own, edge)
     if not base.name:
         raise ConfigError("name is not set; give the sweep a --name: the same name goes on with the same sweep")
+    if base.train.stop_after:
+        raise ConfigError(
+            f"train.stop_after is {base.train.stop_after}; a sweep parts its trials itself: leave it out, or lower "
+            f"train.epochs"
+        )
     fields = SweepConfig.model_fields
     try:
         sweep = _Flags.model_validate({"sweep": {n: v for n, v in given.items() if n in fields}}).sweep

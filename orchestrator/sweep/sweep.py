@@ -24,13 +24,16 @@ from orchestrator.sweep.director import SweepDirector
 from orchestrator.sweep.journal import Journal, SweepRecord
 from orchestrator.sweep.outlook import planned
 from orchestrator.sweep.rules import NoRule, Rule
+from orchestrator.sweep.runs import groups
 from orchestrator.sweep.search import open_search
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.training import train
 from orchestrator.sweep.trial import METRICS, Trial
 from orchestrator.tracking import NullTracker, Tracker, answers, child_runs, open_tracker, sweep_view
-from pipelines.errors import ConfigError, TrainingError
+from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
 
+# What a run may change between submissions, and a sweep may not: trials are compared by them.
+COMPARED = ("train.epochs", "train.eval_epochs")
 TABLE_S = 30.0  # between two tables
 Say = Callable[[str], None]
 Command = Callable[[Trial, RunConfig], str]  # what trains a trial by itself; its run's settings
@@ -85,6 +88,11 @@ class _Sweep:
             return None
         differences = difference(record.identity, identity(self.space, self.sweep))
         differences += identity_difference(record.settings, self.config)
+        differences += [
+            f"{name} was {record.settings[name]}, is {value}"
+            for name, value in flatten(self.config).items()
+            if name in COMPARED and record.settings[name] != value and not any(name in line for line in differences)
+        ]
         if record.dataset_digest != self.dataset.digest:
             differences.append(f"the dataset's digest was {record.dataset_digest[:12]}, is {self.dataset.digest[:12]}")
         if differences:
@@ -110,32 +118,43 @@ class _Sweep:
     def _check_places(self) -> None:
         """Raises ClusterError where some trial could never start."""
         self.places, self.slots = Places(self.config.cluster), check_room()
-        groups = {f"depth {depth}": workers for depth, workers in self.sweep.by_depth.items()}
-        for whose, workers in (groups or {"each trial": self.sweep.workers or self.config.cluster.workers}).items():
-            self.places.check(workers, whose)
+        for depth, workers in groups(self.config, self.sweep, self.space).items():
+            self.places.check(workers, f"a trial of depth {depth}")
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
     def _run(self, record: SweepRecord | None) -> Answer:
         self.tracker = self._open_tracker(record)
+        try:
+            with closing(Trials(train)) as trials:
+                self.director = self._direct(trials)
+                return self._directed(trials)
+        except BaseException:
+            self.tracker.finish(None if self.held.lost else "FAILED")
+            raise
+
+    def _directed(self, trials: Trials) -> Answer:
         self.storage.remove("result.json")  # of an earlier submission
-        status, reason = "failed", None
-        with closing(Trials(train)) as trials:
-            self.director = self._direct(trials)
-            try:
-                trials.run(self.director)
-                self.held.check()
-                status, reason = self._status()
-            except BaseException as error:
-                reason = str(error)
-                raise
-            finally:
-                found = None if self.held.lost else self._end(status, reason)
-        assert found is not None
+        try:
+            trials.run(self.director)
+            self.held.check()
+        except KeyboardInterrupt:
+            self.stop.ask("SIGINT")
+            self._end("stopped", "interrupted while it saved what ran; the same command goes on")
+            raise
+        except Exception as error:
+            if not self.held.lost:
+                self._end("failed", str(error))
+            raise
+        self.director.leave()
+        status, reason = self._status()
+        found = self._end(status, reason)
         if self.stop.signum:
             raise supervise.Stopped(self.stop.signum)
+        if self.director.lacks:
+            raise ClusterError(f"{reason}")
         if status == "failed":
-            raise TrainingError(reason or "the sweep failed")
+            raise TrainingError(f"{reason}")
         return found
 
     def _direct(self, trials: Trials) -> SweepDirector:
@@ -147,7 +166,7 @@ class _Sweep:
         return SweepDirector(
             self.births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
             self.journal, self.places, trials.stop, self.say, self._changed, self.stop,
-            limit=self.sweep.max_failures, concurrent=at_once,
+            limit=self.sweep.max_failures, concurrent=at_once, wait_s=self.config.cluster.wait_seconds,
         )  # fmt: skip
 
     def _rule(self) -> Callable[[], Rule]:
@@ -183,6 +202,8 @@ class _Sweep:
     def _status(self) -> tuple[str, str | None]:
         if self.stop.asked():
             return "stopped", f"asked to by {self.stop.why}; the same command goes on"
+        if self.director.lacks:
+            return "stopped", f"{self.director.lacks}; the same command goes on"
         if self.director.gives_up:
             return "failed", (
                 f"{self.director.failed} trials failed, sweep.max_failures allows {self.sweep.max_failures}; their "
@@ -205,7 +226,10 @@ class _Sweep:
         return found
 
     def _command(self, trial: Trial) -> str:
-        return self.command(trial, self.births.config(trial))
+        try:
+            return self.command(trial, self.births.config(trial))
+        except SkiplaneError:  # what it took up is gone
+            return self.command(trial, self.config)
 
     def _view(self, trials: int) -> str | None:
         """A link that opens all trials, best first."""

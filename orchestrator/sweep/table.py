@@ -198,10 +198,8 @@ def _cost(name: str, cost: float) -> str:
 
 def _wrapped(text: str) -> str:
     """Numbers stay with their units."""
-    bound = re.sub(r"(?<=\d) (?=[%MGks]\b|%)", "\N{NO-BREAK SPACE}", text)
-    return textwrap.fill(bound, WIDTH, subsequent_indent="  ", break_on_hyphens=False).replace(
-        "\N{NO-BREAK SPACE}", " "
-    )
+    bound = re.sub(r"(?<=\d) (?=[MGks]\b|%)", BOUND, text)
+    return textwrap.fill(bound, WIDTH, subsequent_indent="  ", break_on_hyphens=False).replace(BOUND, " ")
 
 
 def _cut(text: str, room: int) -> str:

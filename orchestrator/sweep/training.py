@@ -23,7 +23,7 @@ def task(config: RunConfig, parent: str | None, mlflow_run_id: str | None, tags:
 def train(what: str, tell: Callable[[Record], None], stop: Stop, crews: Crews) -> dict[str, Any]:
     """`task`'s text -> how the trial ended: see `ended`, and
 
-    again: it could not start or go on for want of the cluster, and another try may help
+    lacking: it could not start or go on for want of the cluster, or of MLflow; another try may help
     stopped: it was asked to stop before it began
     failed: for `reason`
     """
@@ -32,15 +32,19 @@ def train(what: str, tell: Callable[[Record], None], stop: Stop, crews: Crews) -
     def say(text: str) -> None:
         tell({"kind": "said", "text": text})
 
+    def show(record: Record) -> None:
+        if record["kind"] in ("epoch", "recalled"):
+            tell(record)
+
     try:
         result = supervise.run(
             RunConfig.model_validate(said["config"]), parent=said["parent"], tags=said["tags"],
-            mlflow_run_id=said["mlflow_run_id"], say=say, stop=stop, show=tell, crews=crews,
+            mlflow_run_id=said["mlflow_run_id"], say=say, stop=stop, show=show, crews=crews,
         )  # fmt: skip
     except supervise.Stopped:
         return {"state": "stopped", "reason": stop.why}
     except ClusterError as error:
-        return {"state": "again", "reason": str(error)}
+        return {"state": "lacking", "reason": str(error)}
     except SkiplaneError as error:
         return {"state": "failed", "reason": str(error)}
     return ended(result)
