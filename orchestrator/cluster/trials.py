@@ -154,7 +154,7 @@ def _placed(slot: type[tune.Trainable]) -> Any:
 
 
 class _Heard:
-    """A director, and what it raised: Tune makes text of that, and a failure of the trial's. After it nothing is asked."""
+    """A director, and what it raised: Tune makes text of that. Then it is asked no more."""
 
     def __init__(self, director: Director) -> None:
         self._director = director

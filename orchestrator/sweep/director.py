@@ -17,15 +17,15 @@ from orchestrator.stop import Stop
 from orchestrator.sweep.births import Births
 from orchestrator.sweep.fates import Fate, fates
 from orchestrator.sweep.journal import Journal
+from orchestrator.sweep.outcome import after, metrics
 from orchestrator.sweep.rules import NoRule, Rule, replay
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.training import ended
-from orchestrator.sweep.trial import METRICS, Report, Trial, signed
+from orchestrator.sweep.trial import Report, Trial, signed
 from orchestrator.sweep.tries import TRIES, Tries
 from pipelines.errors import ConfigError, DataError
 
 SILENT_S = 30.0  # that a slot may take to start before it is said
-FIELDS = {"val/top1": "val_top1", "val/top5": "val_top5", "val/loss": "val_loss", "train/loss": "train_loss"}
 BIRTH, BIRTH_S = "", 30.0  # a trial to be; until it is tried again where MLflow did not take its run
 Say = Callable[[str], None]
 
@@ -101,16 +101,12 @@ class SweepDirector:
             self._wait_for_places(trial)
             return None
         self._tries.fits()
-        try:
-            what = None if self._ended_before(trial) else self._births.task(trial, self._until(trial), workers)
-        except (ConfigError, DataError) as error:  # what it takes up is gone
-            self._settle(replace(trial, state="failed", reason=str(error)))
-            self._fates, what = self._decide(), None
+        what = self._work(trial, workers)
         if what is None:
             self._places.give(trial.id)
             return None
-        self._active[trial.id] = time.monotonic() - (trial.reports[-1].seconds if trial.reports else 0.0)
-        self._silent[trial.id] = time.monotonic()
+        self._silent[trial.id] = now = time.monotonic()
+        self._active[trial.id] = now - (trial.reports[-1].seconds if trial.reports else 0.0)
         self._put(replace(trial, state="running", reason=None))
         self._changed(self.trials)
         return Assignment(trial.id, what)
@@ -183,6 +179,15 @@ class SweepDirector:
             self._tries.not_for(BIRTH, BIRTH_S)
         return trial
 
+    def _work(self, trial: Trial, workers: str) -> str | None:
+        """What its slot is to do; None where that is done already, or cannot be."""
+        try:
+            return None if self._ended_before(trial) else self._births.task(trial, self._until(trial), workers)
+        except (ConfigError, DataError) as error:  # what it takes up is gone
+            self._settle(replace(trial, state="failed", reason=str(error)))
+            self._fates = self._decide()
+            return None
+
     def _ended_before(self, trial: Trial) -> bool:
         """Whether its run had come so far when its driver, or the sweep's, died: what it said last is taken in."""
         result = self._result(trial)
@@ -212,10 +217,8 @@ class SweepDirector:
     def _report(self, id: str, record: Mapping[str, Any]) -> None:
         """An epoch of a trial, once; what a trial says after the rule has ended it does not count."""
         trial = self._trials[id]
-        since = max(trial.epoch, trial.fork.epoch if trial.fork else 0)
-        if id in self._ruled or FIELDS[self._metric] not in record or record["epoch"] <= since:
+        if id in self._ruled or (values := metrics(trial, record, self._metric)) is None:
             return
-        values = {metric: record[FIELDS[metric]] for metric in METRICS if FIELDS[metric] in record}
         epoch, now = int(record["epoch"]), time.monotonic()
         samples = epoch * self._births.epoch_samples(trial)
         report = Report(self._order, epoch, samples, values, now - self._active.get(id, now))
@@ -236,19 +239,9 @@ class SweepDirector:
         """How a trial ended, with what it reported last."""
         for record in outcome.get("curve", []):
             self._report(id, record)
-        known = {name: outcome[name] for name in ("seconds", "weights_sha256") if outcome.get(name) is not None}
-        trial = replace(self._trials[id], **known)
-        match outcome["state"]:
-            case "failed":
-                trial = replace(trial, state="failed", reason=outcome["reason"])
-            case _ if id in self._ruled:
-                trial = replace(trial, state="stopped", reason=self._ruled[id])
-            case "lacking" | "died":
-                trial = self._again(trial, outcome["state"], outcome["reason"])
-            case "stopped" if trial.epoch < (trial.stop_after or trial.epochs):  # at a rung, or with the sweep
-                trial = replace(trial, state="waiting", reason=None)
-            case _:
-                trial = replace(trial, state="finished", reason=None)
+        trial = after(self._trials[id], outcome, self._ruled.get(id))
+        if not trial.over and outcome["state"] in ("lacking", "died"):
+            trial = self._again(trial, outcome["state"], outcome["reason"])
         self._settle(trial)
 
     def _again(self, trial: Trial, state: str, why: str) -> Trial:
