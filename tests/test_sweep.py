@@ -133,23 +133,35 @@ def until(process, folder, count):
 
 
 def members(process, title):
-    """Descendants of a command by the title that Ray gives them."""
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if title in " ".join(p.cmdline())]
+    """Descendants of a command by the title that Ray gives them; waits until there are some."""
+    while True:
+        family = psutil.Process(process.pid).children(recursive=True)
+        if found := [p for p in family if title in " ".join(_command(p))]:
+            return found
+        assert process.poll() is None
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 @pytest.mark.long
-def test_driver_killed_twice_a_trials_driver_and_a_worker_once_change_nothing(command, tmp_path):
+def test_driver_killed_twice_and_trials_drivers_and_workers_once_change_nothing(command, tmp_path):
     assert finish(command(*QUICK, *SPACE, storage="calm"))[0] == 0
     wild = tmp_path / "wild"
     process = command(*QUICK, *SPACE, storage="wild")
     for reported, victim in ((1, "driver"), (2, "RayTrainWorker"), (3, "driver"), (4, "ResourceTrainable")):
         until(process, wild, reported)
         if victim != "driver":
-            members(process, victim)[0].kill()
+            for one in members(process, victim):
+                one.kill()
             continue
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-        process.wait()
+        process.communicate()
         _, alive = psutil.wait_procs(family, timeout=30)
         left = [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
         assert {p.name() for p in left} <= AGENTS

@@ -41,7 +41,9 @@ def _fate(trial: Trial, rule: Rule, rungs: Sequence[int], metric: str, each: int
     end, heard = trial.stop_after or trial.epochs, 0
     for report in trial.reports:
         rung = max((rung for rung in rungs if rung <= report.samples), default=0)
-        if not trial.over and rung > max(reached, heard) and report.epoch < end:
+        if rung == heard and report.epoch < end:
+            continue  # between rungs nothing is decided
+        if not trial.over and rung > reached and report.epoch < end:
             return Fate()
         heard = rung
         score = signed(metric, report.metrics[metric])
