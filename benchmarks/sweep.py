@@ -96,10 +96,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _ratios(rows: Sequence[Mapping[str, Any]], setting: Setting) -> dict[str, Any]:
-    return {way: against(rows, way) for way in setting.ways if way != OURS and OURS in setting.ways}
-
-
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
@@ -182,13 +178,17 @@ def _tracked(cluster: local.Cluster, experiment: str, metric: str) -> list[Trial
     return trials
 
 
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]], setting: Setting) -> dict[str, Any]:
+    return {way: against(rows, way) for way in setting.ways if way != OURS and OURS in setting.ways}
+
+
 def _write(file: Path, setting: Setting, rows: Sequence[Mapping[str, Any]]) -> None:
     """After each round: a peer that hangs leaves the rounds before it."""
     about = {"setting": asdict(setting), "cpus": os.cpu_count(), "target": TARGET}
     file.write_text(json.dumps(about | {"turns": rows, "ours_to_its": _ratios(rows, setting)}, indent=2) + "\n")
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
 
 
 def _line(row: Mapping[str, Any]) -> str:
