@@ -39,6 +39,7 @@ TUNE = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # slots that start at once; by default one waits for the other
 }
 
 
