@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.config import RunConfig
 from orchestrator.state.storage import Storage
 from orchestrator.sweep import figure, ranking, table
+from orchestrator.sweep.pbt import lineage
 from orchestrator.sweep.recipe import recipe
 from orchestrator.sweep.trial import Trial
 from orchestrator.tracking import Tracker
@@ -78,6 +79,8 @@ def say_answer(found: Answer, trials: Sequence[Trial], names: Sequence[str], say
     if found.best is not None:
         say(f"\nFigure: {found.figure} (and .png)\nRecipe: {found.recipe}")
         say(f"The best one by itself, in full:\n  {found.command}")
+        if len(parts := lineage(trials, found.best)) > 1:
+            say("Its parts: " + ", ".join(f"{part.id} {part.title} to epoch {part.epoch}" for part in parts))
     say(f"Trials: {found.mlflow_url or 'no MLflow server to open them in: see tracking.uri'}")
 
 

@@ -190,11 +190,6 @@ def draws(space: Space, seed: int, count: int) -> list[Point]:
     return list(found.values())
 
 
-def draw(space: Space, seed: int, number: int) -> Point:
-    """Point `number` (from 0) of `draws`. IndexError where the space has no more."""
-    return draws(space, seed, number + 1)[number]
-
-
 def _draw(space: Space, seed: int, number: int, attempt: int) -> Point:
     """One number a dimension, in its order."""
     random = np.random.Philox(key=[seed, DRAW], counter=[0, number, attempt, 0])

@@ -3,7 +3,7 @@
 All that a sweep decides follows from its trials and the order of their reports; nothing else is kept.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -56,7 +56,7 @@ class Trial:
     mlflow_run_id: str | None = None
     fork: Fork | None = None
     stop_after: int = 0  # epochs after which it ends by plan; 0 = at the schedule's end
-    failures: int = field(default=0)  # times that its driver died
+    failures: int = 0  # times in a row, without a report, that its driver died
 
     @property
     def over(self) -> bool:
