@@ -152,8 +152,6 @@ def test_there_are_no_more_draws_than_points() -> None:
     for found in (DEPTHS, Range(1, 3, whole=True)):
         space = Space({"a": found})
         assert len(draws(space, 0, 9)) == 3
-        with pytest.raises(IndexError):
-            draw(space, 0, 3)
 
 
 def test_a_grid_too_large_to_shuffle_is_drawn_point_by_point(monkeypatch: pytest.MonkeyPatch) -> None:
