@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # torch takes a second, and a refusal should not
     from orchestrator.training.reduce import Way
     from orchestrator.training.step import Precision
 
-OVERHEAD_S = 5.0  # of a trial besides training and evaluation: its run in storage and tracking, its group, its end
+# Measured by benchmarks.sweep on two cores: until the first trials train; and of each trial besides its training.
+START_S, OVERHEAD_S = 20.0, 2.0
 SHOWN = 40  # trials
 DAY_S = 86_400
 Planned = tuple[RunConfig, Plan]
@@ -201,7 +202,7 @@ def _span(seconds: float) -> str:
 
 def _time(sweep: SweepConfig, trials: Sequence[Planned], probe: Probe) -> list[str]:
     at_once = sweep.concurrent or 1
-    least, most = estimate(trials, probe, at_once, sweep)
+    least, most = (START_S + each for each in estimate(trials, probe, at_once, sweep))
     shown = " to ".join(dict.fromkeys(map(_span, (least, most))))
     how = (
         f"{at_once} at once"
@@ -211,7 +212,7 @@ def _time(sweep: SweepConfig, trials: Sequence[Planned], probe: Probe) -> list[s
     return [
         f"{shown} for all, {how}",
         f"steps and evaluation as measured on {probe.where}; decoding and sums over workers are left out; "
-        f"{OVERHEAD_S:g} s a trial are added for its start and end",
+        f"{START_S:g} s are added, and {OVERHEAD_S:g} s a trial, for its start and end",
         *(["the nets that will be tried are not known: as many random ones are counted"] * (sweep.search == "tpe")),
         *(["less: if the rule stops all that it may"] * (sweep.stop != "none")),
     ]
