@@ -171,7 +171,7 @@ def test_a_grid_shows_all_its_trials() -> None:
     assert "trials     t001  plain-18 lr=0.01, 6 epochs = 132 steps, workers 1" in text
     assert "           t012  resnet-34 lr=1.0, 6 epochs = 132 steps, workers 1" in text
     assert "more" not in text
-    # 12 trials of (22 * 4 * 0.01 + 360 * 0.001) * 6 + 2 s, 20 s before; a third beyond the first epoch, a ninth to the end
+    # 20 s, 12 x 2 s, and trials of 6 x (22 x 4 x 0.01 + 360 x 0.001) s; a third beyond one epoch, a ninth to the end
     assert "time       1:14 to 2:13 for all, one after the other (sweep.concurrent is not set: at" in text
     assert (
         f"as measured on {WHERE}; decoding and sums over workers are left out; 20 s are added, and 2 s a trial" in text

@@ -125,13 +125,13 @@ class _Sweep:
 
     def _run(self, record: SweepRecord | None) -> Answer:
         self.tracker = self._open_tracker(record)
-        try:
-            with closing(Trials(train)) as trials:
+        with closing(Trials(train)) as trials:
+            try:
                 self.director = self._direct(trials)
-                return self._directed(trials)
-        except BaseException:
-            self.tracker.finish(None if self.held.lost else "FAILED")
-            raise
+            except BaseException:
+                self.tracker.finish("FAILED")
+                raise
+            return self._directed(trials)
 
     def _directed(self, trials: Trials) -> Answer:
         self.storage.remove("result.json")  # of an earlier submission
