@@ -15,7 +15,7 @@ from pipelines.dataset import open_dataset
 from tests.datasets import garble
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 BITS = ("status", "weights_sha256", "data_digest", "eval_digest", "train_loss", "top1")
 
 

@@ -126,9 +126,12 @@ class Trials:
                 ),
             ).fit()
         except TuneError as error:
-            raise heard.error or ClusterError(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
+            if heard.error is None:
+                raise ClusterError(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if heard.error is not None:
+            raise heard.error
 
     def close(self) -> None:
         """Ends the board's process."""
