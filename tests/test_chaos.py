@@ -103,7 +103,7 @@ def test_unequal_results_are_named():
     assert chaos.line_of(1, 3, suffered[0]) == f"fault 1/3 at step 7: node 10.83.0.12 killed; {effect}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(bool(supported()), reason=supported())
 def test_a_worker_a_driver_and_a_node_die_and_the_weights_are_the_same(capsys, tmp_path):
