@@ -43,11 +43,11 @@ class Births:
             plan = make_plan(config, self.counts)
         except (ConfigError, DataError) as error:
             words = " ".join(f"{name}={value}" for name, value in draw.point.items())
-            return Trial(trial.id, trial.config, words, state="failed", reason=str(error))
-        named = Trial(
-            trial.id, trial.config, title(config, self.space), net=config.model.arch(plan.classes).name,
+            return replace(trial, title=words, state="failed", reason=str(error))
+        named = replace(
+            trial, title=title(config, self.space), net=config.model.arch(plan.classes).name,
             epochs=config.train.epochs, workers=config.cluster.workers, parameters=plan.parameters,
-            multiply_adds=plan.multiply_adds, fork=draw.fork, stop_after=draw.stop_after,
+            multiply_adds=plan.multiply_adds,
         )  # fmt: skip
         return self._tracked(named)
 

@@ -143,7 +143,9 @@ class _Sweep:
             self._end("stopped", "interrupted while it saved what ran; the same command goes on")
             raise
         except Exception as error:
-            if not self.held.lost:
+            if self.held.lost:  # it is another driver's now
+                self.tracker.finish(None)
+            else:
                 self._end("failed", str(error))
             raise
         self.director.leave()
