@@ -1,12 +1,15 @@
-"""What is told to a tracker, and the tracker as the rest of Skiplane sees it."""
+"""What is told to a tracker, as lines of the journal; and the tracker as the rest of Skiplane sees it."""
 
+import json
+import math
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.tracking.views import View
+from pipelines.errors import DataError
 
 # MLflow's rule (its docs: "Logging metrics"), narrowed to ASCII. A bad name would poison the batch it is sent in.
 _NAME = re.compile(r"[A-Za-z0-9_\-. :/]{1,250}")
@@ -32,6 +35,45 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class DatasetRef:
+    """The dataset input of a run: name, digest (hex), and where it lies."""
+
+    name: str
+    digest: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Open:
+    """A submission begins: the run is made, or taken up again; a run is found again by its `id`.
+
+    child: its parent is the run of the folder above.
+    """
+
+    id: str
+    experiment: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    dataset: DatasetRef | None = None
+    child: bool = False
+
+
+@dataclass(frozen=True)
+class Points:
+    """The metrics of one event: name -> value."""
+
+    step: int
+    timestamp_ms: int
+    values: Mapping[str, float]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """One point of each curve."""
+        return [Metric(key, value, self.step, self.timestamp_ms) for key, value in self.values.items()]
+
+
+@dataclass(frozen=True)
 class Tags:
     """Tags of the run; later values replace earlier ones."""
 
@@ -40,10 +82,18 @@ class Tags:
 
 @dataclass(frozen=True)
 class File:
-    """A small file (a figure, a result) by content, to be kept under `name`, which may have folders."""
+    """A small file (a figure, a result), to be kept under `name`, which may have folders; its content lies apart."""
 
     name: str
-    content: bytes = field(repr=False)
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExperimentTag:
+    """A tag of the run's experiment: a saved view."""
+
+    key: str
+    value: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,22 +104,55 @@ class Status:
     timestamp_ms: int
 
 
-Record = Metric | Tags | File | Status
-
-
 @dataclass(frozen=True)
-class DatasetRef:
-    """The dataset input of a run: name, digest (hex), and where it lies."""
+class Model:
+    """A checkpoint of the run, below its folder, to be kept as a model; `register` and `alias` as MLflow has them."""
 
-    name: str
-    digest: str
-    source: str
+    checkpoint: str
+    register: str = ""
+    alias: str = ""
+
+
+Record = Open | Points | Tags | File | ExperimentTag | Status | Model
+KINDS: dict[str, type[Record]] = {
+    "open": Open,
+    "points": Points,
+    "tags": Tags,
+    "file": File,
+    "experiment_tag": ExperimentTag,
+    "status": Status,
+    "model": Model,
+}
+_KIND = {kind: name for name, kind in KINDS.items()}
+
+
+def to_line(record: Record) -> bytes:
+    """A record as one line of strict JSON: NaN and infinities, which JSON lacks, are strings."""
+    said = asdict(record)
+    if isinstance(record, Points):
+        said["values"] = {k: v if math.isfinite(v) else str(v) for k, v in record.values.items()}
+    return json.dumps({"kind": _KIND[type(record)], **said}, allow_nan=False).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Record:
+    """The record of a line. Raises DataError for what is none."""
+    try:
+        said = json.loads(line)
+        kind = KINDS[said.pop("kind")]
+        if kind is Points:
+            said["values"] = {key: float(value) for key, value in said["values"].items()}
+        if kind is Open and said["dataset"]:
+            said["dataset"] = DatasetRef(**said["dataset"])
+        return kind(**said)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"'{line[:80]!r}' is no record of a tracking journal that this version of Skiplane knows; use "
+                        f"the version that wrote it") from error  # fmt: skip
 
 
 class Tracker(Protocol):
-    """A run being tracked. Only `finish` and `view` wait for anything; none raises because a server is away."""
+    """A run being tracked. Only `finish` waits for anything; nothing is raised because a server is away."""
 
-    run_id: str | None
+    run_id: str | None  # MLflow's; None where there is no server, or it has not made the run yet
     url: str | None  # of the run's page; None without a server
 
     def metrics(self, points: Sequence[Metric]) -> None:
@@ -87,11 +170,34 @@ class Tracker(Protocol):
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Shows rows of the same keys, one at least, as a table under `name` (.json), in place of the one before."""
 
+    def model(self, checkpoint: str, register: str = "", alias: str = "") -> None:
+        """Keeps a checkpoint of the run, named below its folder, as a model."""
+
     def view(self, view: View) -> str | None:
         """A link that opens runs of this run's experiment side by side; None without a server."""
 
-    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
-        """Ends the run as FINISHED, FAILED or KILLED, after what waits; returns how many records did not go."""
+    def finish(self, status: str | None) -> "Shipped":
+        """Ends the run as FINISHED, FAILED or KILLED, after what waits; None leaves it as it is, somebody else's now.
+
+        Waits a bounded time for what has not been sent.
+        """
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """How far a journal has been sent: records in it, those that the server has, and those that it will never take.
+
+    `records` is 0 without a journal.
+    """
+
+    records: int = 0
+    shipped: int = 0
+    refused: int = 0
+
+    @property
+    def left(self) -> int:
+        """Records that wait."""
+        return self.records - self.shipped
 
 
 class NullTracker:
@@ -115,10 +221,13 @@ class NullTracker:
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Nothing."""
 
+    def model(self, checkpoint: str, register: str = "", alias: str = "") -> None:
+        """Nothing."""
+
     def view(self, view: View) -> str | None:
         """No link."""
         return None
 
-    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
+    def finish(self, status: str | None) -> Shipped:
         """Nothing is left."""
-        return 0
+        return Shipped()
