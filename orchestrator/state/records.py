@@ -130,12 +130,17 @@ def admit(storage: Storage, config: RunConfig, dataset_digest: str) -> RunRecord
     return record
 
 
-def settings_of(storage: Storage, name: str) -> RunConfig:
-    """The settings of a run that exists. Raises DataError where there is none."""
+def existing(storage: Storage, name: str) -> RunRecord:
+    """run.json of a run that exists. Raises DataError where there is none."""
     record = read_record(storage)
     if record is None:
         raise DataError(f"run '{name}' is not in {storage.place}: it has no run.json")
-    return RunConfig.model_validate(unflatten(record.settings))
+    return record
+
+
+def settings_of(storage: Storage, name: str) -> RunConfig:
+    """The settings of a run that exists. Raises DataError where there is none."""
+    return RunConfig.model_validate(unflatten(existing(storage, name).settings))
 
 
 def record_of(config: RunConfig, dataset_digest: str, mlflow_run_id: str | None, id: str = "") -> RunRecord:

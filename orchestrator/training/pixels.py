@@ -9,15 +9,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(shift, scale), each [3, 1, 1]: shift + scale * x is (x / 255 - mean) / std."""
+    deviation = torch.tensor(std, device=device).view(3, 1, 1)
+    return -torch.tensor(mean, device=device).view(3, 1, 1) / deviation, 1 / (255 * deviation)
+
+
 class Pixels:
     """uint8 NHWC, lane after lane -> normalised float32 in the layout the net and its BatchNorms want."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device, *, interleaved: bool) -> None:
         self.interleaved = interleaved
-        shape = (3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(shape)
-        self._scale = 1 / (255 * self._std)
-        self._shift = -torch.tensor(mean, device=device).view(shape) / self._std
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+        self._shift, self._scale = affine(mean, std, device)
 
     def __call__(self, images: Tensor, lanes: int, colour: Tensor | None = None) -> Tensor:
         """images: uint8 [lanes * mb, S, S, 3] -> float32 [lanes * mb, 3, S, S]: (image / 255 + colour - mean) / std."""
