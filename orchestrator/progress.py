@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
+from orchestrator.nodes import Newest, curves, worst
 from orchestrator.plan import Plan, in_bytes
 from orchestrator.state.register import NAME, BadImage, Register
 from orchestrator.tracking import Metric, Tracker
@@ -21,6 +22,7 @@ TRAINING = {
     "data_wait": "perf/data_wait",
     "step_s": "perf/step_s",
 }
+STALE = 3  # sampling intervals after which a node is taken to have left
 EPOCH = {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"}
 
 
@@ -62,7 +64,11 @@ class Ear:
             "say": self._text,
             "decode": self._decode,
             "fetched": self._fetch,
+            "system": self._sample,
+            "classes": self._count,
         }
+        self.classes: Record = {}  # images and right of each class in the run's last evaluation; empty before it
+        self._nodes, self._worst = Newest(STALE * config.tracking.system_seconds), ""
         self.fetched: Counter[str] = Counter()  # fields of pipelines.remote.transfer.Fetched, over all workers
         if register.images:
             self._say(f"bad images known from before: {len(register.images)}, see {register.place}")
@@ -90,7 +96,8 @@ class Ear:
     def _progress(self, record: Record) -> None:
         self._reach(record)
         epoch = {"train/epoch": record["global_step"] / self._plan.steps_per_epoch}
-        self._log(record, {name: record[key] for key, name in TRAINING.items()} | epoch)
+        training = {name: record[key] for key, name in TRAINING.items()}
+        self._log(record, training | epoch | curves(self._nodes.news()))
         self._show(record)
 
     def _epoch(self, record: Record) -> None:
@@ -99,7 +106,21 @@ class Ear:
             values["val/top1_best"] = record["val_top1_best"]
             values["val/error"] = 100.0 * (1.0 - record["val_top1"])
         self._log(record, values | {"train/epoch_loss": record["train_loss"]})
+        self._show_worst()
         self._show(record)
+
+    def _sample(self, record: Record) -> None:
+        """Shown with the next point of the training curves."""
+        self._nodes.add(record["node"], record["values"])
+
+    def _show_worst(self) -> None:
+        nodes = worst(self._nodes.now())
+        if nodes not in ("", self._worst):
+            self._tracker.tags({"skiplane.worst_nodes": nodes})
+            self._worst = nodes
+
+    def _count(self, record: Record) -> None:
+        self.classes = record
 
     def _bad(self, met: list[BadImage]) -> None:
         """Each image is said once, and the table shown anew once a look: before the run may end because of them."""

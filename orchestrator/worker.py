@@ -20,6 +20,7 @@ from orchestrator.context import Context, Record
 from orchestrator.feed import threads_of, training_feed
 from orchestrator.plan import counts_of, eval_ids, lanes_of, learning_rate, make_plan
 from orchestrator.rhythm import Ask, Rhythm
+from orchestrator.sensors import Sensors
 from orchestrator.state.checkpoints import Checkpoints, Owner, step_of, weights_sha256
 from orchestrator.state.fork import check_position, check_tensors
 from orchestrator.state.lease import Fence
@@ -98,6 +99,7 @@ class Worker:
             job.config.train.memory_seconds if job.run_id else 0,
         )
         self.stack = stack
+        self._watch_node()
         self._introduce(restored.source if restored else "")
 
     def run(self) -> dict[str, Any]:
@@ -224,7 +226,7 @@ class Worker:
 
     def _open_memory(self, job: Job) -> Memory | None:
         """Of one rank a node; the others have the same state."""
-        if not (job.run_id and job.config.train.memory_seconds) or self.context.rank != self.context.node_ranks[0]:
+        if not (job.run_id and job.config.train.memory_seconds and self._speaks_for_node):
             return None
         memory = Memory(job.run_id, owner=(job.fence.number, job.fence.attempt) if job.fence else (0, 0))
         memory.sweep()
@@ -264,6 +266,10 @@ class Worker:
         dist.all_reduce(signed)
         return [v % 2**64 for v in signed.tolist()]
 
+    @property
+    def _speaks_for_node(self) -> bool:
+        return self.context.rank == self.context.node_ranks[0]
+
     # -- words ---------------------------------------------------------------------------------------------------
 
     def _report(self, done: loop.StepDone) -> None:
@@ -288,11 +294,17 @@ class Worker:
                 return False
         record = self.tally.close_epoch(epoch, sums)
         if self.context.rank == 0:
-            self.context.send(
-                [{"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record, **self.tally.best()}]
-            )
+            told = {"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record, **self.tally.best()}
+            self.context.send([*self._classes(sums), told])
         self._keep(wanted | Ask.CHECKPOINT)
         return True
+
+    def _classes(self, sums: EvalSums | None) -> list[Record]:
+        """Of the run's last evaluation: images of each class, and how many of them were right."""
+        if sums is None or self.tally.step < self.last:
+            return []
+        images, right = list(sums.class_images), list(sums.class_right)
+        return [{"kind": "classes", "global_step": self.tally.step, "images": images, "right": right}]
 
     def _evaluate(self) -> EvalSums | None:
         """None where some rank was asked to stop meanwhile."""
@@ -313,6 +325,7 @@ class Worker:
                 device=self.context.device,
                 channels_last=train.channels_last,
                 batch_size=data.eval_batch,
+                classes=self.plan.classes,
             )
         if any(self._sum([int(stopped)])):
             return None
@@ -336,6 +349,14 @@ class Worker:
             "weights_sha256": weights_sha256(self.step.model.state_dict()),
             **self.tally.summary(),
         }
+
+    def _watch_node(self) -> None:
+        """What the node is busy with, from one rank a node."""
+        every = self.config.tracking.system_seconds
+        if every and self._speaks_for_node:
+            gpus = self.context.device.type == "cuda"
+            sensors = Sensors(every, lambda record: self.context.send([record]), self._say, gpus=gpus)
+            self.stack.callback(sensors.close)
 
     def _introduce(self, source: str) -> None:
         """What the group works on, and what it goes on from."""

@@ -13,6 +13,7 @@ DOORS = {
     "optuna": "orchestrator/cluster/",
     "mlflow": "orchestrator/tracking/",
     "nvidia": "pipelines/dali.py",
+    "pynvml": "orchestrator/sensors.py",
     "obstore": "pipelines/remote/store.py",
 }
 VENDORS = {
@@ -20,6 +21,7 @@ VENDORS = {
     "mlflow",
     "optuna",
     "nvidia",
+    "pynvml",
     "torch",
     "obstore",
     "sklearn",

@@ -1,7 +1,7 @@
 """Exact evaluation: the same integers however the images are split."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class Batch:
 
 def share(rank, world_size, size):
     """This rank's images, every world_size-th one, in batches; the digest of an image is a large odd number."""
-    ids = torch.arange(rank, len(IMAGES), world_size)
+    ids = torch.arange(len(IMAGES))[rank::world_size]
     for part in ids.split(size):
         digest = sum((2 * i + 1) * 0x9E3779B97F4A7C15 for i in part.tolist()) % 2**64
         yield Batch(IMAGES[part], LABELS[part], digest)
@@ -48,6 +48,33 @@ def test_counts_and_loss():
     assert (result.top1_share, result.top5_share) == (result.top1 / 53, result.top5 / 53)
 
 
+def counted(model):
+    """(images, right) by class, image by image."""
+    likeliest = model.eval()(normalised(IMAGES)).argmax(1)
+    images, right = [0] * NET.classes, [0] * NET.classes
+    for guess, label in zip(likeliest.tolist(), LABELS.tolist(), strict=True):
+        images[label] += 1
+        right[label] += guess == label
+    return tuple(images), tuple(right)
+
+
+def test_counts_by_class():
+    model = build(NET, 0)
+    result = sums(model=model, classes=NET.classes)
+    images, right = counted(model)
+    assert (result.class_images, result.class_right) == (images, right)
+    assert (sum(images), sum(right)) == (result.count, result.top1)
+    assert 0 < sum(right) < sum(images)
+    assert replace(result, class_images=(), class_right=()) == sums(model=model)
+
+
+@pytest.mark.parametrize("world_size", [2, 53, 54])  # the last rank of 54 has no image
+def test_counts_by_class_add_up_at_any_split(world_size):
+    model = build(NET, 0)
+    parts = [sums(rank, world_size, 5, model, classes=NET.classes) for rank in range(world_size)]
+    assert sum(parts, EvalSums()) == sums(model=model, classes=NET.classes)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 53])
 @pytest.mark.parametrize("size", [1, 5, 8])
 def test_any_split_gives_the_same_integers(world_size, size):
@@ -59,7 +86,11 @@ def test_any_split_gives_the_same_integers(world_size, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_all_ranks_hold_the_sum(world_size):
-    assert on_ranks(world_size, sums) == [sums()] * world_size
+    assert on_ranks(world_size, by_class) == [by_class()] * world_size
+
+
+def by_class(rank=0, world_size=1):
+    return sums(rank, world_size, classes=NET.classes)
 
 
 def test_a_rank_without_images_adds_nothing():
@@ -90,6 +121,6 @@ def test_other_arithmetic_is_near(settings):
 
 
 def test_digests_add_modulo_64_bits():
-    large = EvalSums(digest=2**64 - 1)
-    assert (large + EvalSums(digest=2)).digest == 1
+    large = EvalSums(digest=2**64 - 1, class_images=(1, 2), class_right=(0, 2))
+    assert (large + EvalSums(digest=2)) == replace(large, digest=1)
     assert large.all_reduce().digest == 2**64 - 1

@@ -180,8 +180,13 @@ class TrainStep:
 
 def correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(top-1, top-min(5, classes)) counts as float32 scalars; logits: [n, classes], labels: int64 [n]."""
-    hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    return hits[:, 0].sum(dtype=torch.float32), hits.sum(dtype=torch.float32)
+    found = hits(logits, labels)
+    return found[:, 0].sum(dtype=torch.float32), found.sum(dtype=torch.float32)
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """bool [n, min(5, classes)]: whether the label is the likeliest class, or the next one, and so on."""
+    return logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
 
 
 def check_finite(stats: StepStats, where: str = "") -> None:
