@@ -291,10 +291,22 @@ class TrackingConfig(Section):
     """What is told to whom."""
 
     uri: str = setting(
-        "", PLACEMENT, "MLflow; default $MLFLOW_TRACKING_URI, else $SKIPLANE_HOME/mlflow.db; 'off' = none"
+        "",
+        PLACEMENT,
+        "MLflow; default $MLFLOW_TRACKING_URI, else $SKIPLANE_HOME/mlflow.db; 'offline' = a journal that "
+        "`jobs.tracking sync` sends later, 'off' = none",
     )
-    experiment: str = setting("", HORIZON, "MLflow experiment; default = data.name")
+    experiment: str = setting("", HORIZON, "MLflow experiment; default $MLFLOW_EXPERIMENT_NAME, else data.name")
     log_steps: int = setting(50, HORIZON, "steps averaged in one point of the training curves", ge=1)
+    system_seconds: float = setting(
+        10.0, HORIZON, "seconds between samples of a node's CPU, memory, GPUs; 0 = off", ge=0
+    )
+    model: bool = setting(
+        True, HORIZON, "whether the best checkpoint becomes an MLflow model when the run has finished"
+    )
+    register_as: str = setting("", HORIZON, "registered model of MLflow that gets it as a new version; empty = none")
+    alias: str = setting("", HORIZON, "alias of that version, such as champion; empty = none")
+    wait_seconds: float = setting(30.0, HORIZON, "how long the end of a run waits for what MLflow has not got", ge=0)
     progress_seconds: float = setting(5.0, HORIZON, "seconds between progress lines", gt=0)
 
 

@@ -6,6 +6,7 @@ so a study goes on where it was, and grows when nets or seeds are added.
 
 import json
 import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -16,9 +17,10 @@ from pydantic import ValidationError
 from orchestrator import figures, provenance
 from orchestrator.config import RunConfig
 from orchestrator.settings import sentences
+from orchestrator.state.lease import lease
 from orchestrator.state.records import Result
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import NullTracker, Tracker, open_tracker, study_view
+from orchestrator.tracking import Place, Tracker, left_line, open_tracker, study_view
 from orchestrator.verdict import DEGRADATION_NATS, Row, Verdict, verdict
 from pipelines.errors import ConfigError, TrainingError
 
@@ -30,7 +32,7 @@ Say = Callable[[str], None]
 class Train(Protocol):
     """supervise.run: trains a run to its end, or returns at once where it has finished."""
 
-    def __call__(self, config: RunConfig, *, parent: str | None, say: Say, tags: Mapping[str, str]) -> Result: ...
+    def __call__(self, config: RunConfig, *, child: bool, say: Say, tags: Mapping[str, str]) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -100,30 +102,39 @@ def run(config: RunConfig, nets: Sequence[tuple[str | None, int]], seeds: int, *
     before = _result(storage)
     if before is not None and {(row["name"], row["seed"]) for row in before["nets"]} == {_key(child) for child in runs}:
         # Each returns at once; a name that is used with other settings is refused.
-        rows = [_row(child, train(child, parent=None, say=_nothing, tags={})) for child in runs]
+        rows = [_row(child, train(child, child=True, say=_nothing, tags={})) for child in runs]
         say(f"study {config.name} is finished; another --name trains anew (make demo NAME=other)")
         return _show(storage, rows, before["mlflow_url"], say)
-    tracker, status = _open(config, storage, runs), "FAILED"
+    with lease(storage, config.name, say) as held:
+        tracker = _open(config, Place(storage, held.number), runs)
+        return _study(config, runs, storage, tracker, say=say, train=train, cluster=cluster, stops=stops)
+
+
+def _study(config: RunConfig, runs: Sequence[RunConfig], storage: Storage, tracker: Tracker, *, say: Say, train: Train,
+           cluster: Callable[[], AbstractContextManager[None]],
+           stops: tuple[type[BaseException], ...]) -> Study:  # fmt: skip
+    """With the study held, and its run open."""
+    status = "FAILED"
     try:
         with cluster():
-            rows = [_train(child, f"[{number}/{len(runs)}]", config.name, tracker, train, say)
+            rows = [_train(child, f"[{number}/{len(runs)}]", config.name, train, say)
                     for number, child in enumerate(runs, 1)]  # fmt: skip
-        shown = study_view(config.name, [row.mlflow_run_id or "" for row in rows])
-        study = _show(storage, rows, tracker.view(shown), say)
+        link = tracker.view(study_view(config.name, tracker.run_id, len(rows))) if tracker.run_id else None
+        study = _show(storage, rows, link, say)
         _track(tracker, study)
         status = "FINISHED"
     except stops:
         status = "KILLED"
         raise
     finally:
-        if left := tracker.finish(status):
-            say(f"tracking: {left} records of the study did not reach {config.tracking.uri}")
+        if (shipped := tracker.finish(status)).left:
+            say(left_line(shipped, storage.place))
     return study
 
 
-def _train(child: RunConfig, place: str, study: str, tracker: Tracker, train: Train, say: Say) -> Row:
+def _train(child: RunConfig, place: str, study: str, train: Train, say: Say) -> Row:
     say(f"{place} {child.name}")
-    return _row(child, train(child, parent=tracker.run_id, say=say, tags={"skiplane.study": study}))
+    return _row(child, train(child, child=True, say=say, tags={"skiplane.study": study}))
 
 
 def _row(child: RunConfig, done: Result) -> Row:
@@ -163,16 +174,15 @@ def _track(tracker: Tracker, study: Study) -> None:
     tracker.file(json.dumps(asdict(study), indent=1).encode(), "result.json")
 
 
-def _open(config: RunConfig, storage: Storage, runs: Sequence[RunConfig]) -> Tracker:
-    """The parent run in MLflow; noted in study.json, so that going on does not make another."""
-    if config.tracking.uri == "off":
-        return NullTracker()
-    noted = _read(storage, "study.json") or {}
+def _open(config: RunConfig, place: Place, runs: Sequence[RunConfig]) -> Tracker:
+    """The parent run in MLflow. study.json says that the name is a study's."""
+    noted = _read(place.storage, "study.json") or {"id": uuid.uuid4().hex}
     tracker = open_tracker(
-        config.tracking.uri, config.tracking.experiment, config.name, run_id=noted.get("mlflow_run_id"),
+        place, config.tracking.uri, config.tracking.experiment, config.name, id=noted["id"],
         params={"runs": ", ".join(child.name for child in runs)},
-        tags=provenance.tags() | {"skiplane.kind": "study", "skiplane.study": config.name})  # fmt: skip
-    storage.write("study.json", json.dumps({"mlflow_run_id": tracker.run_id}).encode())
+        tags=provenance.tags() | {"skiplane.kind": "study", "skiplane.study": config.name},
+        wait_s=config.tracking.wait_seconds)  # fmt: skip
+    place.storage.write("study.json", json.dumps({**noted, "mlflow_run_id": tracker.run_id}).encode())
     return tracker
 
 

@@ -35,7 +35,15 @@ from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
 from orchestrator.stop import Stop, heeding_signals
 from orchestrator.tally import Tally
-from orchestrator.tracking import DatasetRef, NullTracker, Tracker, answers, open_tracker
+from orchestrator.tracking import (
+    DatasetRef,
+    NullTracker,
+    Place,
+    Tracker,
+    left_line,
+    look_for_server,
+    open_tracker,
+)
 from orchestrator.training.models.weights import read_weights
 from pipelines.dataset import Dataset, open_dataset, verify
 from pipelines.errors import ClusterError, ConfigError, SkiplaneError
@@ -53,14 +61,14 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def run(config: RunConfig, *, parent: str | None = None, say: Say = print, tags: Mapping[str, str] | None = None,
-        mlflow_run_id: str | None = None, stop: Stop | None = None, show: Show | None = None,
+def run(config: RunConfig, *, child: bool = False, title: str = "", tags: Mapping[str, str] | None = None,
+        say: Say = print, stop: Stop | None = None, show: Show | None = None,
         crews: Crews | None = None) -> Result:  # fmt: skip
     """Trains the run that `config` names, from wherever it is, to its end or to train.stop_after.
 
-    parent and tags: of its run in MLflow, mlflow_run_id: that run, where it was made before. stop: whoever may ask for
-    an end; without it SIGINT and SIGTERM do. show: who sees how far it is; without it lines are said. crews: of a
-    driver of several runs, which take up one another's workers.
+    child: one of several runs, whose study or sweep is the folder above. title and tags: of its run in MLflow. stop:
+    whoever may ask for an end; without it SIGINT and SIGTERM do. show: who sees how far it is; without it lines are
+    said. crews: of a driver of several runs, which take up one another's workers.
 
     Returns the result, at once where the run has ended before. Raises Stopped after a signal (the checkpoint is whole,
     the run resumable), or where it was stopped before it began, and the SkiplaneError that ended it otherwise; both
@@ -77,7 +85,7 @@ def run(config: RunConfig, *, parent: str | None = None, say: Say = print, tags:
         return done
     check_fork(config, plan, dataset.digest)
     life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say))
-    return life.live(parent, dict(tags or {}), mlflow_run_id, stop, crews)
+    return life.live(child, title or config.name, dict(tags or {}), stop, crews)
 
 
 def _ended_before(done: Result, config: RunConfig) -> bool:
@@ -113,11 +121,10 @@ class _Life:
         self.stop = Stop()
         self.attempts: Attempts | None = None
 
-    def live(self, parent: str | None, tags: dict[str, str], mlflow_run_id: str | None, stop: Stop | None,
-             crews: Crews | None) -> Result:  # fmt: skip
+    def live(self, child: bool, title: str, tags: dict[str, str], stop: Stop | None, crews: Crews | None) -> Result:
         """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
-        if self.config.tracking.uri != "off":
-            answers(self.config.tracking.uri)
+        self.child = child
+        look_for_server(self.storage, self.config.tracking.uri, child)
         self.stop = stop or self.stop
         heeding = nullcontext() if stop else heeding_signals(self.stop)
         own = nullcontext(crews) if crews else Crews(idle_s=0)
@@ -129,7 +136,7 @@ class _Life:
                 size = self._find_room()
                 self.register = self._open_register()
                 self.run_id = record.id if record and record.id else uuid.uuid4().hex
-                self.tracker = self._open_tracker(record.mlflow_run_id if record else mlflow_run_id, parent, tags)
+                self.tracker = self._open_tracker(title, tags)
                 return self._tracked(size)
 
     def _check_horizon(self) -> None:
@@ -163,11 +170,9 @@ class _Life:
                 self._fail(_reason(error))
             raise
         finally:
-            if left := self.tracker.finish(None if self.held.lost else status):
-                self.say(
-                    f"tracking: {left} records did not reach {self.config.tracking.uri} and are lost there; what the "
-                    f"run is and was stands in {self.storage.place}"
-                )
+            shipped = self.tracker.finish(None if self.held.lost else status)
+            if shipped.left or shipped.refused:
+                self.say(left_line(shipped, self.storage.place))
         if self.stop.signum and result.status == "stopped":
             raise Stopped(self.stop.signum)
         return result
@@ -203,23 +208,21 @@ class _Life:
 
     # -- words ---------------------------------------------------------------------------------------------------
 
-    def _open_tracker(self, run_id: str | None, parent: str | None, tags: dict[str, str]) -> Tracker:
+    def _open_tracker(self, title: str, tags: dict[str, str]) -> Tracker:
         """Opens the MLflow run, then writes run.json: the run's name now belongs to these settings."""
         config = self.config
-        if config.tracking.uri == "off":
-            tracker: Tracker = NullTracker()
-        else:
-            data = DatasetRef(config.data.name, self.dataset.digest, config.data.root)
-            tracker = open_tracker(
-                config.tracking.uri,
-                config.tracking.experiment,
-                config.name,
-                run_id=run_id,
-                parent_id=parent,
-                params=self._params(),
-                tags=self._tags() | tags,
-                dataset=data,
-            )
+        tracker = open_tracker(
+            Place(self.storage, self.held.number),
+            config.tracking.uri,
+            config.tracking.experiment,
+            title,
+            id=self.run_id,
+            child=self.child,
+            params=self._params(),
+            tags=self._tags() | tags,
+            dataset=DatasetRef(config.data.name, self.dataset.digest, config.data.root),
+            wait_s=config.tracking.wait_seconds,
+        )
         try:
             self.held.confirm()
             write_record(self.storage, record_of(config, self.dataset.digest, tracker.run_id, self.run_id))

@@ -12,7 +12,7 @@ from jobs import study as job
 from orchestrator import study
 from orchestrator.config import RunConfig
 from orchestrator.state.records import Result
-from orchestrator.tracking import NullTracker, View
+from orchestrator.tracking import NullTracker, Shipped, View
 from pipelines.errors import ConfigError, TrainingError
 
 LOSSES = {"plain-18": 0.04, "plain-34": 0.7, "resnet-18": 0.01, "resnet-34": 0.02}
@@ -26,6 +26,7 @@ class Tracker(NullTracker):
 
     def __init__(self) -> None:
         self.tagged: dict[str, str] = {}
+        self.opened: list[str] = []  # the study's id, each time
         self.noted, self.files, self.ended = "", list[str](), list[str]()
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -40,9 +41,9 @@ class Tracker(NullTracker):
     def view(self, view: View) -> str | None:
         return f"http://view/{view.name}/{view.runs}"
 
-    def finish(self, status: str | None, timeout_s: float = 15.0) -> int:
+    def finish(self, status: str | None) -> Shipped:
         self.ended.append(status)
-        return 0
+        return Shipped()
 
 
 class Training:
@@ -50,11 +51,11 @@ class Training:
 
     def __init__(self) -> None:
         self.trained: list[str] = []
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[tuple[str, bool]] = []
         self.fails: dict[str, BaseException] = {}
 
-    def __call__(self, config: RunConfig, *, parent: str | None, **_: Any) -> Result:
-        self.asked.append((config.folder(), parent))
+    def __call__(self, config: RunConfig, *, child: bool, **_: Any) -> Result:
+        self.asked.append((config.folder(), child))
         if config.name in self.fails:
             raise self.fails.pop(config.name)
         if config.name not in self.trained:
@@ -72,8 +73,8 @@ class Training:
 def tracker(monkeypatch: pytest.MonkeyPatch) -> Tracker:
     made = Tracker()
 
-    def opened(*_: Any, run_id: str | None, **__: Any) -> Tracker:
-        made.tagged["reopened"] = str(run_id)
+    def opened(*_: Any, id: str, **__: Any) -> Tracker:
+        made.opened.append(id)
         return made
 
     monkeypatch.setattr(study, "open_tracker", opened)
@@ -166,9 +167,8 @@ def test_dry_run_shows_every_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_first_run(studies: Studies, config: RunConfig, tracker: Tracker, tmp_path: Path) -> None:
     made = studies.run(config)
     assert studies.training.trained == ["plain-18-s0", "plain-34-s0", "resnet-18-s0", "resnet-34-s0"]
-    assert {parent for _, parent in studies.training.asked} == {"parent"}
+    assert {child for _, child in studies.training.asked} == {True}
     assert (made.degradation, made.residual_converges_faster, made.mlflow_url) == (True, True, "http://view/demo/4")
-    assert tracker.tagged["reopened"] == "None"
     assert tracker.tagged["skiplane.degradation"] == tracker.tagged["skiplane.residual_converges_faster"] == "true"
     assert "| plain-34 | 0.700 | 35.0 | 28.54 |" in tracker.noted
     assert tracker.files == ["figure4.svg", "figure4.png", "result.json"]
@@ -210,7 +210,8 @@ def test_study_goes_on_where_it_was(studies: Studies, config: RunConfig, tracker
     assert not (tmp_path / "demo" / "result.json").exists()
     assert studies.run(config).degradation is True
     assert studies.training.trained == ["plain-18-s0", "plain-34-s0", "resnet-18-s0", "resnet-34-s0"]
-    assert tracker.tagged["reopened"] == "parent"  # the same parent in MLflow
+    assert len(tracker.opened) == 2
+    assert len(set(tracker.opened)) == 1  # the same parent in MLflow
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])

@@ -1,4 +1,4 @@
-"""From a draw to a trial: its run's settings, its name, what its net costs, its run in MLflow."""
+"""From a draw to a trial: its run's settings, its name, what its net costs; and its last words in MLflow."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.config import RunConfig
 from orchestrator.plan import Counts, Plan, make_plan
 from orchestrator.state.checkpoints import Checkpoints, step_of
+from orchestrator.state.lease import lease
 from orchestrator.state.storage import Storage
 from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.runs import likely_points, title, trial_config, trial_id
@@ -14,29 +15,24 @@ from orchestrator.sweep.search import Draw
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.training import task
 from orchestrator.sweep.trial import Fork, Trial
-from orchestrator.tracking import child_runs, end_run, new_run
-from pipelines.errors import ClusterError, ConfigError, DataError, SkiplaneError
-
-TRIAL = "skiplane.trial"  # tag of a trial's run in MLflow: its id
+from orchestrator.tracking import Place, add_last
+from pipelines.errors import ConfigError, DataError, SkiplaneError
 
 
 @dataclass(frozen=True)
 class Births:
-    """What all trials of a sweep have in common. parent: the sweep's run in MLflow; None where nothing is tracked."""
+    """What all trials of a sweep have in common."""
 
     base: RunConfig
     sweep: SweepConfig
     space: Space
     counts: Counts
-    parent: str | None
     say: Callable[[str], None]
     tags: Mapping[str, str] = field(default_factory=dict)  # of each trial's run
-    born: dict[str, str] = field(default_factory=dict)  # trial -> its run in MLflow, if a driver died just then
-    failed: set[str] = field(default_factory=set)  # trials whose run in MLflow could not be made at the first try
     known: dict[str, int] = field(default_factory=dict)  # trial -> images of its epoch
 
-    def bear(self, number: int, draw: Draw) -> Trial | None:
-        """A new trial; one that cannot be trained is born failed. None while MLflow does not take its run."""
+    def bear(self, number: int, draw: Draw) -> Trial:
+        """A new trial; one that cannot be trained is born failed."""
         trial = Trial(trial_id(number), dict(draw.point), "", fork=draw.fork, stop_after=draw.stop_after)
         try:
             config = self.config(trial)
@@ -44,12 +40,11 @@ class Births:
         except (ConfigError, DataError) as error:
             words = " ".join(f"{name}={value}" for name, value in draw.point.items())
             return replace(trial, title=words, state="failed", reason=str(error))
-        named = replace(
+        return replace(
             trial, title=title(config, self.space), net=config.model.arch(plan.classes).name,
             epochs=config.train.epochs, workers=config.cluster.workers, parameters=plan.parameters,
             multiply_adds=plan.multiply_adds,
         )  # fmt: skip
-        return self._tracked(named)
 
     def config(self, trial: Trial, until: int = 0) -> RunConfig:
         """The settings of its run, to be trained `until` so many epochs; 0 = to its end.
@@ -66,7 +61,7 @@ class Births:
     def task(self, trial: Trial, until: int, workers: str) -> str:
         """What a slot is told: its run, until so many epochs, with so many workers."""
         config = self.config(trial, until).replace({"cluster.workers": workers})
-        return task(config, self.parent, trial.mlflow_run_id, dict(self.tags))
+        return task(config, trial.title, {**self.tags, "skiplane.trial": trial.id})
 
     def epoch_samples(self, trial: Trial) -> int:
         """Training images of one epoch."""
@@ -80,30 +75,17 @@ class Births:
         return f"{self.base.folder()}/{trial.id}"
 
     def close(self, trial: Trial) -> None:
-        """Why a trial stopped or failed is known here alone; one that failed has perhaps never opened its run."""
-        if trial.mlflow_run_id is None or trial.state == "finished":
+        """Why a trial stopped or failed is known here alone; one that never began has nothing in MLflow."""
+        uri, storage = self.base.tracking.uri, Storage(self.folder(trial))
+        if uri == "off" or trial.state == "finished":
             return
         status = "FAILED" if trial.state == "failed" else "FINISHED"
         tags = {"skiplane.state": trial.state, "skiplane.reason": (trial.reason or "")[:500]}
         try:
-            end_run(self.base.tracking.uri, trial.mlflow_run_id, status, tags)
+            with lease(storage, trial.id, self.say) as held:
+                add_last(Place(storage, held.number), uri, status, tags)
         except SkiplaneError as error:
             self.say(f"tracking: {trial.id} is not marked as {trial.state}: {error}")
-
-    def _tracked(self, trial: Trial) -> Trial | None:
-        if self.parent is None:
-            return trial
-        tags = {"skiplane.kind": "trial", "skiplane.sweep": self.base.name, TRIAL: trial.id}
-        uri, experiment = self.base.tracking.uri, self.base.tracking.experiment
-        try:
-            if trial.id in self.failed:  # perhaps it was made, and the answer lost
-                self.born.update(child_runs(uri, self.parent, TRIAL))
-            run_id = self.born.get(trial.id) or new_run(uri, experiment, trial.title, parent_id=self.parent, tags=tags)
-        except ClusterError as error:
-            self.failed.add(trial.id)
-            self.say(f"no new trial for the moment: {error}")
-            return None
-        return replace(trial, mlflow_run_id=run_id)
 
     def _checkpoint(self, config: RunConfig, fork: Fork) -> str:
         """The donor's newest checkpoint at the end of that epoch."""

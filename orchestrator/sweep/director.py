@@ -26,7 +26,7 @@ from orchestrator.sweep.tries import TRIES, Tries
 from pipelines.errors import ConfigError, DataError
 
 SILENT_S = 30.0  # that a slot may take to start before it is said
-BIRTH, BIRTH_S = "", 30.0  # a trial to be; until it is tried again where MLflow did not take its run
+BIRTH = ""  # a trial to be
 Say = Callable[[str], None]
 
 
@@ -78,7 +78,7 @@ class SweepDirector:
 
     @property
     def lacks(self) -> str | None:
-        """What the cluster, or MLflow, has not had for so long that the sweep ends."""
+        """What the cluster has not had for so long that the sweep ends."""
         return self._tries.lacks
 
     @property
@@ -168,15 +168,12 @@ class SweepDirector:
         if len(self._trials) >= self._search.total or self._places.take(BIRTH, "1") is None:
             return None
         self._places.give(BIRTH)
-        if not self._tries.may(BIRTH):
-            return None
         draw = self._search.next(self.trials)
-        trial = None if draw is None else self._births.bear(len(self._trials) + 1, draw)
-        if trial is not None:
-            self._put(trial)
-            self._fates = self._decide()
-        elif draw is not None:
-            self._tries.not_for(BIRTH, BIRTH_S)
+        if draw is None:
+            return None
+        trial = self._births.bear(len(self._trials) + 1, draw)
+        self._put(trial)
+        self._fates = self._decide()
         return trial
 
     def _work(self, trial: Trial, workers: str) -> str | None:

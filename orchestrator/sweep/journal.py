@@ -24,6 +24,7 @@ class SweepRecord:
     settings: dict[str, Any]  # flat, resolved: what all trials have in common
     dataset_digest: str
     mlflow_run_id: str | None = None
+    id: str = ""  # finds its run in MLflow again
 
 
 class Journal:

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.sweep.trial import METRICS, Trial
 
+KNOWN = ("seconds", "weights_sha256", "mlflow_run_id")
 FIELDS = {"val/top1": "val_top1", "val/top5": "val_top5", "val/loss": "val_loss", "train/loss": "train_loss"}
 
 
@@ -25,7 +26,7 @@ def after(trial: Trial, outcome: Mapping[str, Any], ruled: str | None) -> Trial:
 
     Where it did not come so far as it was to (at a rung, or with the sweep) it waits.
     """
-    known = {name: outcome[name] for name in ("seconds", "weights_sha256") if outcome.get(name) is not None}
+    known = {name: outcome[name] for name in KNOWN if outcome.get(name) is not None}
     trial, state = replace(trial, **known), outcome["state"]
     if state == "failed":
         return replace(trial, state="failed", reason=outcome["reason"])

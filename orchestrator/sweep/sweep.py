@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,7 +19,7 @@ from orchestrator.state.storage import Storage
 from orchestrator.stop import Stop, heeding_signals
 from orchestrator.sweep import ranking, table
 from orchestrator.sweep.answer import Answer, answer, say_answer, track
-from orchestrator.sweep.births import TRIAL, Births, samples_span
+from orchestrator.sweep.births import Births, samples_span
 from orchestrator.sweep.config import SweepConfig, difference, identity
 from orchestrator.sweep.director import SweepDirector
 from orchestrator.sweep.journal import Journal, SweepRecord
@@ -29,7 +30,17 @@ from orchestrator.sweep.search import open_search
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.training import train
 from orchestrator.sweep.trial import METRICS, Trial
-from orchestrator.tracking import NullTracker, Tracker, answers, child_runs, open_tracker, sweep_view
+from orchestrator.tracking import (
+    NullTracker,
+    Place,
+    Shipped,
+    Tracker,
+    left_line,
+    look_for_server,
+    open_tracker,
+    send_rest,
+    sweep_view,
+)
 from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
 
 # What a run may change between submissions, and a sweep may not: trials are compared by them.
@@ -68,8 +79,7 @@ class _Sweep:
         record = self._admit()
         if record is not None and (done := self._done()):
             return done
-        if self.config.tracking.uri != "off":
-            answers(self.config.tracking.uri)
+        look_for_server(self.storage, self.config.tracking.uri)
         cores = max(self.config.cluster.cpus, os.cpu_count() or 1)
         with session(cores), heeding_signals(self.stop):  # in this order: ray.init takes SIGTERM
             self._check_places()
@@ -160,10 +170,8 @@ class _Sweep:
         return found
 
     def _direct(self, trials: Trials) -> SweepDirector:
-        parent, uri = self.tracker.run_id, self.config.tracking.uri
-        born = child_runs(uri, parent, TRIAL) if parent else {}
         tags = provenance.tags() | {"skiplane.kind": "trial", "skiplane.sweep": self.config.name}
-        self.births = Births(self.config, self.sweep, self.space, self.counts, parent, self.say, tags, born)
+        self.births = Births(self.config, self.sweep, self.space, self.counts, self.say, tags)
         at_once = min(self.sweep.concurrent or self.slots, self.slots)
         return SweepDirector(
             self.births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
@@ -223,9 +231,14 @@ class _Sweep:
         say_answer(found, trials, names, self.say)
         track(self.tracker, found, trials, names, self.storage)
         ends = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-        if left := self.tracker.finish(ends[status]):
-            self.say(f"tracking: {left} records of the sweep did not reach {self.config.tracking.uri}")
+        self._say_left(self.tracker.finish(ends[status]))
+        folders = (Storage(self.births.folder(trial)) for trial in trials)  # a slot that died may have left something
+        self._say_left(send_rest(folders, self.config.tracking.uri, self.config.tracking.wait_seconds))
         return found
+
+    def _say_left(self, shipped: Shipped) -> None:
+        if shipped.left or shipped.refused:
+            self.say(left_line(shipped, self.storage.place))
 
     def _command(self, trial: Trial) -> str:
         try:
@@ -246,17 +259,17 @@ class _Sweep:
 
     def _open_tracker(self, record: SweepRecord | None) -> Tracker:
         """The sweep's run in MLflow, then sweep.json: the name now belongs to it."""
-        tracker: Tracker = NullTracker()
         said = identity(self.space, self.sweep)
-        if self.config.tracking.uri != "off":
-            tags = provenance.tags() | {"skiplane.kind": "sweep", "skiplane.sweep": self.config.name}
-            tracker = open_tracker(
-                self.config.tracking.uri, self.config.tracking.experiment, self.config.name,
-                run_id=record.mlflow_run_id if record else None, tags=tags | {"skiplane.state": "running"},
-                params={f"sweep.{name}": _text(value) for name, value in said.items()},
-            )  # fmt: skip
+        known = (record.id if record else "") or uuid.uuid4().hex
+        tags = provenance.tags() | {"skiplane.kind": "sweep", "skiplane.sweep": self.config.name}
+        tracker = open_tracker(
+            Place(self.storage, self.held.number), self.config.tracking.uri, self.config.tracking.experiment,
+            self.config.name, id=known, tags=tags | {"skiplane.state": "running"},
+            params={f"sweep.{name}": _text(value) for name, value in said.items()},
+            wait_s=self.config.tracking.wait_seconds,
+        )  # fmt: skip
         self.held.confirm()
-        self.journal.begin(SweepRecord(said, flatten(self.config), self.dataset.digest, tracker.run_id))
+        self.journal.begin(SweepRecord(said, flatten(self.config), self.dataset.digest, tracker.run_id, known))
         return tracker
 
 

@@ -13,17 +13,15 @@ from orchestrator.stop import Stop
 from pipelines.errors import ClusterError, SkiplaneError
 
 
-def task(config: RunConfig, parent: str | None, mlflow_run_id: str | None, tags: dict[str, str]) -> str:
+def task(config: RunConfig, title: str, tags: dict[str, str]) -> str:
     """All that `train` has to know, as text."""
-    return json.dumps(
-        {"config": config.model_dump(), "parent": parent, "mlflow_run_id": mlflow_run_id, "tags": tags}, default=list
-    )
+    return json.dumps({"config": config.model_dump(), "title": title, "tags": tags}, default=list)
 
 
 def train(what: str, tell: Callable[[Record], None], stop: Stop, crews: Crews) -> dict[str, Any]:
     """`task`'s text -> how the trial ended: see `ended`, and
 
-    lacking: it could not start or go on for want of the cluster, or of MLflow; another try may help
+    lacking: it could not start or go on for want of the cluster; another try may help
     stopped: it was asked to stop before it began
     failed: for `reason`
     """
@@ -38,8 +36,8 @@ def train(what: str, tell: Callable[[Record], None], stop: Stop, crews: Crews) -
 
     try:
         result = supervise.run(
-            RunConfig.model_validate(said["config"]), parent=said["parent"], tags=said["tags"],
-            mlflow_run_id=said["mlflow_run_id"], say=say, stop=stop, show=show, crews=crews,
+            RunConfig.model_validate(said["config"]), child=True, title=said["title"], tags=said["tags"],
+            say=say, stop=stop, show=show, crews=crews,
         )  # fmt: skip
     except supervise.Stopped:
         return {"state": "stopped", "reason": stop.why}
@@ -58,4 +56,5 @@ def ended(result: Result) -> dict[str, Any]:
         "curve": result.curve,
         "seconds": result.seconds,
         "weights_sha256": result.weights_sha256,
+        "mlflow_run_id": result.mlflow_run_id,
     }

@@ -1,21 +1,22 @@
-"""The door to MLflow. Importing it imports no vendor; `open_tracker` does."""
+"""The door to MLflow. A driver imports no vendor here: MLflow lives in a process of its own, the shipper."""
 
-from orchestrator.tracking.address import answers
-from orchestrator.tracking.records import DatasetRef, Metric, NullTracker, Tracker
-from orchestrator.tracking.runs import child_runs, end_run, new_run, open_tracker
+from orchestrator.tracking.records import DatasetRef, Metric, NullTracker, Shipped, Tracker
+from orchestrator.tracking.tracker import Place, add_last, left_line, look_for_server, open_tracker, send_rest
 from orchestrator.tracking.views import View, study_view, sweep_view
 
 __all__ = [
     "DatasetRef",
     "Metric",
     "NullTracker",
+    "Place",
+    "Shipped",
     "Tracker",
     "View",
-    "answers",
-    "child_runs",
-    "end_run",
-    "new_run",
+    "add_last",
+    "left_line",
+    "look_for_server",
     "open_tracker",
+    "send_rest",
     "study_view",
     "sweep_view",
 ]

@@ -152,8 +152,13 @@ def from_line(line: bytes) -> Record:
 class Tracker(Protocol):
     """A run being tracked. Only `finish` waits for anything; nothing is raised because a server is away."""
 
-    run_id: str | None  # MLflow's; None where there is no server, or it has not made the run yet
-    url: str | None  # of the run's page; None without a server
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's; None where there is no server, or it has not made the run yet."""
+
+    @property
+    def url(self) -> str | None:
+        """Of the run's page; None without a server."""
 
     def metrics(self, points: Sequence[Metric]) -> None:
         """Adds points. Of each key, steps up to the highest one seen are left out: a resumed run repeats them."""

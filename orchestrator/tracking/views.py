@@ -40,12 +40,11 @@ class View:
     columns: tuple[str, ...]  # metrics.`...`, params.`...`, tags.`...`
 
 
-def study_view(name: str, run_ids: Sequence[str]) -> View:
-    """The curves of these runs. About 400 fit: a view has 20,000 bytes."""
+def study_view(name: str, parent_id: str, runs: int) -> View:
+    """The curves of all children of a run."""
     curves = ("train/loss", "val/error", "train/top1", "perf/images_per_s")
-    where = f"attributes.run_id IN ({','.join(repr(run_id) for run_id in run_ids)})"
     columns = (metric_column("train/loss"), metric_column("val/error"))
-    return View(name, where, len(run_ids), "val/error", True, tuple(map(Chart, curves)), columns)
+    return View(name, children_of(parent_id), runs, "val/error", True, tuple(map(Chart, curves)), columns)
 
 
 def sweep_view(name: str, parent_id: str, params: Sequence[str], metric: str, *, more_is_better: bool,
@@ -60,8 +59,12 @@ def sweep_view(name: str, parent_id: str, params: Sequence[str], metric: str, *,
     charts = (Chart(result, "PARALLEL", tuple(params)), Chart(result, "BAR"), *map(Chart, curves))
     columns = [metric_column(key) for key in dict.fromkeys([result, metric])]
     columns += [f"params.`{name}`" for name in params] + ["tags.`skiplane.state`"]
-    where = f"tags.`mlflow.parentRunId` = '{parent_id}'"
-    return View(name, where, runs, result, not more_is_better, charts, tuple(columns))
+    return View(name, children_of(parent_id), runs, result, not more_is_better, charts, tuple(columns))
+
+
+def children_of(parent_id: str) -> str:
+    """As MLflow searches them; of any number, where ids would fill a view's 20,000 bytes with about 400 runs."""
+    return f"tags.`mlflow.parentRunId` = '{parent_id}'"
 
 
 def metric_column(metric: str) -> str:
@@ -75,7 +78,7 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
 
 
 def view_url(uri: str, experiment_id: str, key: str) -> str:
-    """Opens the view that `save` returned the key of."""
+    """Opens the view that `saved` made the key of."""
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&{MODE}"
 
 
@@ -85,8 +88,8 @@ def plain_url(uri: str, experiment_id: str, view: View) -> str:
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{MODE}&searchFilter={quote(view.where)}&{order}"
 
 
-def save(client: Any, experiment_id: str, view: View) -> str:
-    """Saves a view; returns its key.
+def saved(view: View) -> tuple[str, str, str]:
+    """(key, name of the experiment's tag, its value) of a view.
 
     The same name and runs give the same key: a study that is looked at again does not pile views up.
     """
@@ -94,8 +97,7 @@ def save(client: Any, experiment_id: str, view: View) -> str:
     now = time.time_ns() // 1_000_000
     packed = base64.b64encode(zlib.compress(json.dumps(state(view)).encode())).decode()
     value = json.dumps({"name": view.name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", value)
-    return key
+    return key, f"mlflow.sharedViewState.{key}", value
 
 
 def state(view: View) -> dict[str, Any]:

@@ -1,0 +1,189 @@
+"""The driver's handle on the process that sends journals to MLflow: started when it is needed, and again when it dies.
+
+That process is `orchestrator/tracking/shipping.py`. One serves all runs of a driver: importing MLflow takes 2 s and
+250 MB.
+"""
+
+import atexit
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ClusterError, ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before it is started again
+HEALTHY_S = 60.0  # after which a death is not one of a row
+END_S = 1.0  # that it has for the request under way, when the driver ends
+
+log = logging.getLogger("skiplane.tracking")
+
+
+@dataclass
+class Served:
+    """What is known of a run that is sent."""
+
+    uri: str
+    closing: bool = False
+    experiment_id: str | None = None
+    run_id: str | None = None
+    opened: bool = False  # whether this submission is known to the server
+    failed: tuple[int, str] | None = None  # (exit code, why it cannot be opened)
+    next: int = 0
+    refused: int = 0
+
+    def check(self) -> None:
+        """Raises ConfigError or ClusterError where the run cannot be opened."""
+        if self.failed:
+            code, text = self.failed
+            raise (ConfigError if code == ConfigError.exit_code else ClusterError)(text)
+
+
+class Shipper:
+    """The process, and what it said. Nothing here waits for a server but `wait`."""
+
+    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "orchestrator.tracking.shipping")) -> None:
+        self._command = command
+        self._runs = dict[str, Served]()
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self.away: str | None = None  # why the server does not take anything
+        self._hurry = False
+        self._thread = threading.Thread(target=self._live, name="skiplane-shipper", daemon=True)
+        self._thread.start()
+
+    def serve(self, place: str, uri: str) -> Served:
+        """Sends the journal in `place` from now on, from where that has been acknowledged."""
+        with self._changed:
+            served = self._runs[place] = Served(uri)
+            self._tell({"do": "serve", "place": place, "uri": uri})
+            return served
+
+    def kick(self, place: str) -> None:
+        """There is more in a journal."""
+        with self._changed:
+            self._tell({"do": "kick", "place": place})
+
+    def close(self, place: str) -> None:
+        """A journal is complete: it is sent to its end, and then forgotten."""
+        with self._changed:
+            if place in self._runs:
+                self._runs[place].closing = True
+                self._tell({"do": "close", "place": place})
+
+    def forget(self, place: str) -> None:
+        """A journal is not to be sent any further."""
+        with self._changed:
+            if self._runs.pop(place, None):
+                self._tell({"do": "forget", "place": place})
+
+    def hurry(self) -> None:
+        """The driver has nothing else to do any more: pauses are short from now on."""
+        with self._changed:
+            self._hurry = True
+            self._tell({"do": "hurry"})
+
+    def wait(self, until: Callable[[], Any], timeout_s: float) -> bool:
+        """Until something that was heard makes `until` true; False where it does not in time."""
+        with self._changed:
+            return bool(self._changed.wait_for(until, timeout_s))
+
+    def end(self) -> None:
+        """Ends the process, after the request under way."""
+        self._ended.set()
+        with self._changed:
+            process = self._process
+        if process and process.stdin:
+            process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
+            process.kill()
+
+    # -- its life ------------------------------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._ended.is_set():
+            began = time.monotonic()
+            process = self._start()
+            for line in process.stdout or ():
+                self._hear(line)
+            code = process.wait()
+            if self._ended.is_set():
+                return
+            pause = FIRST_PAUSE_S if time.monotonic() - began > HEALTHY_S else min(2 * pause, LONGEST_PAUSE_S)
+            log.warning("the process that sends to MLflow ended (%s); another is started in %.0f s", code, pause)
+            self._ended.wait(pause)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._changed:
+            self._process = process = subprocess.Popen(
+                self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            )
+            os.set_blocking(self._orders(process), False)
+            for place, served in self._runs.items():
+                self._tell({"do": "serve", "place": place, "uri": served.uri})
+                if served.closing:
+                    self._tell({"do": "close", "place": place})
+            if self._hurry:
+                self._tell({"do": "hurry"})
+        return process
+
+    def _tell(self, order: dict[str, str]) -> None:
+        """With the lock held. What a dead process does not hear, the next one is told anew; and one that has not read
+        its orders for so long that the pipe is full counts as dead."""
+        if self._process is None:
+            return
+        try:
+            os.write(self._orders(self._process), json.dumps(order).encode() + b"\n")
+        except BlockingIOError:
+            self._process.kill()
+        except OSError:  # it has ended
+            pass
+
+    @staticmethod
+    def _orders(process: "subprocess.Popen[bytes]") -> int:
+        assert process.stdin is not None
+        return process.stdin.fileno()
+
+    def _hear(self, line: bytes) -> None:
+        said = json.loads(line)
+        with self._changed:
+            self._note(said["event"], said, self._runs.get(said.get("place", "")))
+            self._changed.notify_all()
+
+    def _note(self, event: str, said: dict[str, Any], served: Served | None) -> None:
+        if event == "away":
+            self.away = said["text"]
+            log.warning("%s; training goes on, points wait in the journal", said["text"])
+        elif event == "back":
+            self.away = None
+            log.warning("MLflow answers again")
+        elif served and event == "opened":
+            served.experiment_id, served.run_id, served.opened = said["experiment_id"], said["run_id"], True
+        elif served and event == "failed":
+            served.failed = (said["exit"], said["text"])
+            log.warning("%s", said["text"])
+        elif served and event == "shipped":
+            served.next, served.refused = said["next"], said["refused"]
+        elif event == "refused":
+            log.warning("MLflow refused, and will not have: %s", said["text"])
+
+
+@cache
+def shipper() -> Shipper:
+    """This process's own, started by the first who asks."""
+    started = Shipper()
+    atexit.register(started.end)
+    return started

@@ -1,0 +1,258 @@
+"""A run being tracked: records go to its journal, and from there to MLflow, whatever becomes of the server."""
+
+import getpass
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.state.storage import Storage
+from orchestrator.tracking import journal, tables, views
+from orchestrator.tracking.address import check, probe, without_password
+from orchestrator.tracking.recorder import Recorder
+from orchestrator.tracking.records import (
+    DatasetRef,
+    ExperimentTag,
+    Metric,
+    Model,
+    NullTracker,
+    Open,
+    Points,
+    Shipped,
+    Status,
+    Tags,
+    Tracker,
+    from_line,
+    to_line,
+)
+from orchestrator.tracking.shipper import Served, Shipper, shipper
+from pipelines.errors import ClusterError
+
+OFF, OFFLINE = "off", "offline"  # tracking URIs: nothing is kept; a journal is, to be sent later
+NOTE = 8000  # characters of a tag
+OPEN_S = 120.0  # for the first answer: importing MLflow, and making a database's schema, on a busy machine
+WRITE_S = 10.0  # for the journal's last words
+
+log = logging.getLogger("skiplane.tracking")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose journal: its storage, and a number that rises from driver to driver (the lease's)."""
+
+    storage: Storage
+    lease: int
+
+
+class JournalTracker:
+    """See Tracker. `sent` is None where nothing is sent."""
+
+    def __init__(self, place: Place, recorder: Recorder, reached: Mapping[str, int],
+                 sent: tuple[Shipper, Served] | None, wait_s: float, patient: bool) -> None:  # fmt: skip
+        """wait_s: how long `finish` waits for what has not been sent; patient: even where the server is away."""
+        self._place, self._recorder, self._sent = place.storage.place, recorder, sent
+        self._reached, self._tables = dict(reached), dict[str, None]()
+        self._wait_s, self._patient = wait_s, patient
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's."""
+        return self._sent[1].run_id if self._sent else None
+
+    @property
+    def url(self) -> str | None:
+        """Of the run's page."""
+        served = self._linked
+        return views.run_url(without_password(served.uri), served.experiment_id, served.run_id) if served else None
+
+    @property
+    def _linked(self) -> Any:
+        """The run as it is served, where there are pages to link to."""
+        served = self._sent[1] if self._sent else None
+        return served if served and served.run_id and served.uri.startswith(("http://", "https://")) else None
+
+    def metrics(self, points: Sequence[Metric]) -> None:
+        """Adds points; steps up to the highest one seen are left out, for each key."""
+        fresh = [point for point in points if point.step > self._reached.get(point.key, -1)]
+        self._reached |= {point.key: point.step for point in sorted(fresh, key=lambda point: point.step)}
+        self._recorder.put(_events(fresh))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self._recorder.put([Tags(dict(values))])
+
+    def note(self, markdown: str) -> None:
+        """The description on the run's page."""
+        self.tags({"mlflow.note.content": markdown[:NOTE]})
+
+    def file(self, content: bytes, name: str) -> None:
+        """Keeps a small file under `name`."""
+        self._recorder.file(content, name)
+
+    def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Shows rows as a table. The page lists the tables of this submission: tables of other names drop out."""
+        self._tables[name] = None
+        self._recorder.file(tables.content(rows), name)
+        self.tags(tables.tag(self._tables))
+
+    def model(self, checkpoint: str, register: str = "", alias: str = "") -> None:
+        """Keeps a checkpoint as a model."""
+        self._recorder.put([Model(checkpoint, register, alias)])
+
+    def view(self, view: views.View) -> str | None:
+        """A saved view."""
+        served = self._linked
+        if served is None:
+            return None
+        key, name, value = views.saved(view)
+        self._recorder.put([ExperimentTag(name, value)])
+        return views.view_url(without_password(served.uri), served.experiment_id, key)
+
+    def finish(self, status: str | None) -> Shipped:
+        """Ends the run. What is not sent in time goes on being sent for as long as this process lives."""
+        if status is not None:
+            self._recorder.put([Status(status, time.time_ns() // 1_000_000)])
+        records = self._recorder.records
+        if lost := self._recorder.close(WRITE_S):
+            log.warning("%d records could not be written to %s, and are lost", lost, self._place)
+        if self._sent is None:
+            return Shipped(records - lost)
+        sending, served = self._sent
+        sending.close(self._place)
+        if self._patient:
+            sending.hurry()
+        gives_up = (lambda: served.failed) if self._patient else (lambda: served.failed or sending.away)
+        sending.wait(lambda: served.next >= records - lost or gives_up(), self._wait_s)
+        return Shipped(records - lost, served.next, served.refused)
+
+
+def open_tracker(place: Place, uri: str, experiment: str, name: str, *, id: str, child: bool = False,
+                 params: Mapping[str, str], tags: Mapping[str, str], dataset: DatasetRef | None = None,
+                 wait_s: float = 30.0) -> Tracker:  # fmt: skip
+    """Opens a run, or goes on with the one whose journal lies in `place`. For the driver only.
+
+    child: of the run of the folder above. id: finds the run in MLflow again where the answer to making it was lost.
+    A parameter of MLflow never changes: where one differs, the new value becomes the tag `now.<name>`.
+
+    A new run that is nobody's child needs the server: raises ClusterError where that does not answer, and ConfigError
+    for an experiment that cannot be used; nothing is left then. Any other goes on without, and is sent later. Raises
+    ConfigError for a run that was deleted.
+    """
+    if uri == OFF:
+        return NullTracker()
+    known, before = journal.read_ack(place.storage), journal.end(place.storage)
+    reached = _reached(line for _, line in journal.lines(place.storage))
+    sending = None if uri == OFFLINE else shipper()
+    recorder = Recorder(place.storage, place.lease, lambda: sending.kick(place.storage.place) if sending else None)
+    recorder.put([Open(id, experiment, name, dict(params), _user() | dict(tags), dataset, child)])
+    if sending is None:
+        return JournalTracker(place, recorder, reached, None, wait_s, patient=False)
+    served = sending.serve(place.storage.place, uri)
+    if known:
+        served.experiment_id, served.run_id = known.experiment_id, known.run_id
+    try:
+        if not child:
+            _await(sending, served, needed=not before)
+    except BaseException:
+        recorder.close(WRITE_S)
+        sending.forget(place.storage.place)
+        if not before:
+            journal.remove(place.storage)
+        raise
+    return JournalTracker(place, recorder, reached, (sending, served), wait_s, patient=not child)
+
+
+def look_for_server(storage: Storage, uri: str, child: bool = False) -> None:
+    """Before anything is written. Raises ConfigError for a URI that cannot be used, and ClusterError where nobody
+    answers whom a new run needs."""
+    if uri not in (OFF, OFFLINE):
+        check(uri)
+        if not child and not journal.end(storage):
+            probe(uri)
+
+
+def add_last(place: Place, uri: str, status: str, tags: Mapping[str, str]) -> None:
+    """Ends a run that nobody has open; one that was never opened has no journal, and gets none."""
+    if not journal.end(place.storage):
+        return
+    now = time.time_ns() // 1_000_000
+    journal.Writer(place.storage, place.lease).append([to_line(Tags(dict(tags))), to_line(Status(status, now))])
+    _send(place.storage.place, uri)
+
+
+def send_rest(storages: Iterable[Storage], uri: str, wait_s: float) -> Shipped:
+    """Sends what other drivers have left, for `wait_s` at most: how far all of it is then."""
+    waiting = [(storage, count) for storage in storages if (count := journal.end(storage)) > acknowledged(storage)]
+    served = [_send(storage.place, uri) for storage, _ in waiting]
+    if not waiting or None in served:
+        return Shipped()
+    ends = [(one, count) for one, (_, count) in zip(served, waiting, strict=True) if one is not None]
+    shipper().wait(lambda: shipper().away or all(one.failed or one.next >= count for one, count in ends), wait_s)
+    return Shipped(sum(count for _, count in ends), sum(one.next for one, _ in ends), sum(o.refused for o, _ in ends))
+
+
+def acknowledged(storage: Storage) -> int:
+    """Records that the server has, or will never take."""
+    known = journal.read_ack(storage)
+    return known.next if known else 0
+
+
+def _send(place: str, uri: str) -> Served | None:
+    """What is in a journal now, to its end; nothing where nothing is sent."""
+    if uri in (OFF, OFFLINE):
+        return None
+    served = shipper().serve(place, uri)
+    shipper().close(place)
+    return served
+
+
+def left_line(shipped: Shipped, place: str) -> str:
+    """What is still to be sent, or was not taken, for a person."""
+    words = []
+    if shipped.left:
+        words.append(f"{shipped.left:,} of {shipped.records:,} records wait in {place}; when the server answers: "
+                     f"python -m jobs.tracking sync {place}")  # fmt: skip
+    if shipped.refused:
+        words.append(f"{shipped.refused:,} were refused, see {place}/{journal.REFUSED}")
+    return f"tracking: {'; '.join(words)}"
+
+
+def _await(sending: Shipper, served: Served, needed: bool) -> None:
+    """Until the server has the run, or is known to be away."""
+    heard = sending.wait(lambda: served.opened or served.failed or sending.away, OPEN_S)
+    served.check()
+    if needed and not served.opened:
+        cause = sending.away or f"MLflow at {without_password(served.uri)} has not answered for {OPEN_S:.0f} s"
+        raise ClusterError(f"{cause}; look at the server, or set tracking.uri ('{OFFLINE}' keeps a journal to be sent "
+                           f"later, 'off' nothing)")  # fmt: skip
+    if not heard:
+        log.warning("MLflow has not answered for %.0f s; the run goes on, and is sent later", OPEN_S)
+
+
+def _reached(lines: Iterable[bytes]) -> dict[str, int]:
+    """The last step of each metric."""
+    reached = dict[str, int]()
+    for line in lines:
+        if line.startswith(b'{"kind": "points"'):
+            points = from_line(line)
+            assert isinstance(points, Points)
+            reached |= {key: max(points.step, reached.get(key, -1)) for key in points.values}
+    return reached
+
+
+def _events(points: Sequence[Metric]) -> list[Points]:
+    """Points of one step and time are one record."""
+    events = dict[tuple[int, int], dict[str, float]]()
+    for point in points:
+        events.setdefault((point.step, point.timestamp_ms), {})[point.key] = point.value
+    return [Points(step, when, values) for (step, when), values in events.items()]
+
+
+def _user() -> dict[str, str]:
+    """What every run has."""
+    kind = {"mlflow.source.type": "JOB"}
+    with suppress(OSError, KeyError):  # a container may know no user
+        return kind | {"mlflow.user": getpass.getuser()}
+    return kind
