@@ -11,8 +11,8 @@ from typing import Any
 REQUEST_S = 10  # for one request
 
 
-def connect(uri: str) -> Any:
-    """A client that gives up at once: trying again is the sender's work, with its own pauses."""
+def load() -> Any:
+    """MLflow's client class, told to give up at once: trying again is the shipper's work, with its own pauses."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_S)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -21,10 +21,16 @@ def connect(uri: str) -> Any:
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    return MlflowClient
+
+
+def connect(uri: str) -> Any:
+    """A client."""
+    client = load()
     if uri.startswith("sqlite:"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     with alone(uri):
-        return MlflowClient(tracking_uri=uri)
+        return client(tracking_uri=uri)
 
 
 @contextlib.contextmanager

@@ -48,34 +48,56 @@ def segments(names: Sequence[str]) -> list[Segment]:
     return counted
 
 
-def read(storage: Storage, start: int) -> tuple[int, list[bytes]]:
-    """Lines from record `start` on, to the end of one segment: (number of the first, lines). No lines: no more yet.
+@dataclass(frozen=True)
+class Piece:
+    """Records in a row, of one driver."""
 
-    The first may come after `start`, where power loss took the records between. One listing, one object, or two.
+    start: int  # number of the first
+    lease: int
+    lines: list[bytes]
+
+    @property
+    def next(self) -> int:
+        """Number of the record after them."""
+        return self.start + len(self.lines)
+
+
+def read(storage: Storage, start: int, lease: int | None = None) -> Piece:
+    """Records from number `start` on, to the end of one segment; none: no more yet. One listing, one object, or two.
+
+    The first may come after `start`, where power loss took the records between. lease: of the driver whose records
+    before `start` were read; where a newer one began below `start`, its records have not been read yet and come first.
     """
     found = segments(storage.names(FOLDER))
+    start = min([start, *(s.start for s in found if lease is not None and s.lease > lease)])
     ends = [*(segment.start for segment in found[1:]), None]
     for segment, end in zip(found, ends, strict=True):
         if end is not None and end <= start:
             continue
         lines = _lines(storage, segment)[: None if end is None else end - segment.start]
         if rest := lines[max(start - segment.start, 0) :]:
-            return max(start, segment.start), rest
-    return start, []
+            return Piece(max(start, segment.start), segment.lease, rest)
+    return Piece(start, lease or 0, [])
 
 
 def lines(storage: Storage) -> Iterator[tuple[int, bytes]]:
     """All records there are now: number, line."""
-    number, found = read(storage, 0)
-    while found:
-        yield from enumerate(found, number)
-        number, found = read(storage, number + len(found))
+    piece = read(storage, 0)
+    while piece.lines:
+        yield from enumerate(piece.lines, piece.start)
+        piece = read(storage, piece.next)
 
 
 def end(storage: Storage) -> int:
     """Records there are: the number of the next one."""
     found = segments(storage.names(FOLDER))
     return found[-1].start + len(_lines(storage, found[-1])) if found else 0
+
+
+def remove(storage: Storage) -> None:
+    """All of it, of a run that never began."""
+    for name in storage.names("tracking"):
+        storage.remove(name)
 
 
 def _lines(storage: Storage, segment: Segment) -> list[bytes]:
@@ -110,6 +132,7 @@ class Ack:
     run_id: str
     next: int = 0  # number of the first record that has not been acknowledged
     refused: int = 0  # of those before it
+    lease: int = 0  # of the driver that wrote the last one before it
 
 
 def read_ack(storage: Storage) -> Ack | None:

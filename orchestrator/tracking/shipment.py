@@ -1,0 +1,135 @@
+"""One run's way from its journal to the server: in order, at least once, and nothing there is doubled."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from orchestrator.state.storage import Storage
+from orchestrator.tracking import journal, refusals
+from orchestrator.tracking.delivery import Numbered
+from orchestrator.tracking.failures import Waiting
+from orchestrator.tracking.journal import Ack, Piece
+from orchestrator.tracking.records import Open, from_line
+from orchestrator.tracking.refusals import SetAside
+from pipelines.errors import DataError
+
+
+class Receiver(Protocol):
+    """The server, as far as a shipment needs it: see Server."""
+
+    shown: str
+
+    def open(self, record: Open, parent_run_id: str | None, known: Ack | None) -> tuple[str, str]:
+        """(experiment id, run id). Raises Unreachable, or ConfigError."""
+
+    def deliver(self, run_id: str, records: Sequence[Numbered], storage: Storage) -> list[SetAside]:
+        """Returns what will never be taken. Raises Unreachable, or ConfigError."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run is in MLflow, and RUNNING."""
+
+    experiment_id: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Records arrived: the number of the next one, how many before it were refused, and which of these just now."""
+
+    next: int
+    refused: int
+    aside: list[SetAside]
+
+
+class Shipment:
+    """Sends one piece of a journal at a time, and notes in the run's folder how far it has come.
+
+    What was sent and not noted is sent again, by this process or the next one: MLflow drops what it has.
+    """
+
+    def __init__(self, storage: Storage, server: Receiver, tell: Callable[[Opened | Sent], None]) -> None:
+        """Goes on from what was acknowledged, also by another server: a run that moved keeps its id.
+
+        Raises ClusterError where the storage fails, as `step` does.
+        """
+        self._storage, self._server, self._tell = storage, server, tell
+        self._ack = journal.read_ack(storage)
+
+    @property
+    def next(self) -> int:
+        """Number of the first record that has not been acknowledged."""
+        return self._ack.next if self._ack else 0
+
+    @property
+    def refused(self) -> int:
+        """Records before it that were refused."""
+        return self._ack.refused if self._ack else 0
+
+    def step(self) -> bool:
+        """Opens the run, or sends what comes next, and tells it; False where there is nothing.
+
+        Raises Unreachable where trying again may help, and ConfigError or DataError where nothing after this can be
+        sent until somebody has repaired it.
+        """
+        piece = journal.read(self._storage, self.next, self._ack.lease if self._ack else None)
+        if not piece.lines:
+            return False
+        records, unknown = _parsed(piece)
+        first = next((record for number, record in records if number == piece.start), None)
+        if isinstance(first, Open):
+            self._open(first, piece.start + 1, piece.lease)
+        elif self._ack is None:
+            self._open(self._first_open(), piece.start, piece.lease)
+        else:
+            end = next((number for number, record in records if isinstance(record, Open)), piece.next)
+            aside = [line for line in unknown if line.number < end]
+            self._send(self._ack, [item for item in records if item[0] < end], aside, end, piece.lease)
+        return True
+
+    def _open(self, record: Open, after: int, lease: int) -> None:
+        """Told before it is noted: a process that dies in between opens the run again, and tells it again."""
+        parent = self._parent() if record.child else None
+        experiment_id, run_id = self._server.open(record, parent, self._ack)
+        self._tell(Opened(experiment_id, run_id))
+        self._note(Ack(self._server.shown, experiment_id, run_id, after, self.refused, lease))
+
+    def _send(self, ack: Ack, records: list[Numbered], aside: list[SetAside], end: int, lease: int) -> None:
+        aside = aside + self._server.deliver(ack.run_id, records, self._storage) if records else aside
+        refusals.keep(self._storage, aside)
+        refused = ack.refused + len({line.number for line in aside})
+        self._note(replace(ack, uri=self._server.shown, next=end, refused=refused, lease=lease))
+        self._tell(Sent(end, refused, aside))
+
+    def _note(self, ack: Ack) -> None:
+        journal.write_ack(self._storage, ack)
+        self._ack = ack
+
+    def _parent(self) -> str:
+        """The run of the folder above. Raises Waiting while there is none."""
+        above = self._storage.place.rstrip("/").rpartition("/")[0]
+        ack = journal.read_ack(Storage(above, wait_s=0.0))
+        if ack is None:
+            raise Waiting(f"the run in {self._storage.place} waits for that in {above}, whose part it is, to be "
+                          f"made in MLflow")  # fmt: skip
+        return ack.run_id
+
+    def _first_open(self) -> Open:
+        """For a journal that lost its beginning with the power: any later submission says what run it is."""
+        for _, line in journal.lines(self._storage):
+            if isinstance(record := from_line(line), Open):
+                return record
+        raise DataError(f"the tracking journal in {self._storage.place} lost its beginning, so it is not known what "
+                        f"run it is of; submit the run again, which writes that anew")  # fmt: skip
+
+
+def _parsed(piece: Piece) -> tuple[list[Numbered], list[SetAside]]:
+    """Records with their numbers, and the lines that are none."""
+    records, unknown = list[Numbered](), list[SetAside]()
+    for number, line in enumerate(piece.lines, piece.start):
+        try:
+            records.append((number, from_line(line)))
+        except DataError as error:
+            unknown.append(SetAside(number, str(error), line.decode(errors="replace").rstrip("\n")))
+    return records, unknown
