@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Record
@@ -61,6 +62,7 @@ class Ear:
             "at": self._reach,
             "progress": self._progress,
             "epoch": self._epoch,
+            "again": self._again,
             "say": self._text,
             "decode": self._decode,
             "fetched": self._fetch,
@@ -95,19 +97,18 @@ class Ear:
 
     def _progress(self, record: Record) -> None:
         self._reach(record)
-        epoch = {"train/epoch": record["global_step"] / self._plan.steps_per_epoch}
-        training = {name: record[key] for key, name in TRAINING.items()}
-        self._log(record, training | epoch | curves(self._nodes.news()))
+        self._log(record, curves(self._nodes.news()))
         self._show(record)
 
     def _epoch(self, record: Record) -> None:
-        values = {name: record[key] for key, name in EPOCH.items() if key in record}
-        if "val_top1" in record:
-            values["val/top1_best"] = record["val_top1_best"]
-            values["val/error"] = 100.0 * (1.0 - record["val_top1"])
-        self._log(record, values | {"train/epoch_loss": record["train_loss"]})
+        self._log(record)
         self._show_worst()
         self._show(record)
+
+    def _again(self, record: Record) -> None:
+        """What a checkpoint brings of the time before it; all that was heard then is left out by the tracker."""
+        for told in record["records"]:
+            self._log(told)
 
     def _sample(self, record: Record) -> None:
         """Shown with the next point of the training curves."""
@@ -146,9 +147,22 @@ class Ear:
     def _text(self, record: Record) -> None:
         self._say(record["text"])
 
-    def _log(self, record: Record, values: dict[str, float]) -> None:
+    def _log(self, record: Record, more: Mapping[str, float] = MappingProxyType({})) -> None:
         step, when = record["global_step"], record["time_ms"]
+        values = {**points(record, self._plan.steps_per_epoch), **more}
         self._tracker.metrics([Metric(name, value, step, when) for name, value in values.items()])
+
+
+def points(record: Record, steps_per_epoch: int) -> dict[str, float]:
+    """The values of the curves that a progress or an epoch record has."""
+    if record["kind"] == "progress":
+        values = {name: record[key] for key, name in TRAINING.items()}
+        return values | {"train/epoch": record["global_step"] / steps_per_epoch}
+    values = {name: record[key] for key, name in EPOCH.items() if key in record}
+    if "val_top1" in record:
+        values["val/top1_best"] = record["val_top1_best"]
+        values["val/error"] = 100.0 * (1.0 - record["val_top1"])
+    return values | {"train/epoch_loss": record["train_loss"]}
 
 
 def _bad_image(record: Record) -> BadImage:

@@ -1,6 +1,7 @@
 """The sums of a run that continue over checkpoints, and what is told of them."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from orchestrator.training.evaluate import EvalSums
 from orchestrator.training.loop import StepDone
 from orchestrator.training.metrics import EpochSums
 from orchestrator.training.step import StepStats, check_finite, to_host
+
+TOLD = 32  # records that a checkpoint brings again: more than a driver can have missed, and 15 kB
 
 
 class Tally:
@@ -33,6 +36,7 @@ class Tally:
         self._began = time.monotonic()
         self._images, self._train_s = 0, 0.0
         self._last: Progress | None = None
+        self._told = deque(start.told, maxlen=TOLD)
 
     def add(self, done: StepDone) -> None:
         """One step; nothing is fetched from the device."""
@@ -80,6 +84,16 @@ class Tally:
         self._interval, self._fetched, self._wait_s, self._busy_s = EpochSums(), 0, 0.0, 0.0
         return record
 
+    def tell(self, record: Record) -> Record:
+        """The same record, kept for whoever goes on from here: a driver that was killed may not have heard it."""
+        self._told.append(record)
+        return record
+
+    @property
+    def told(self) -> list[Record]:
+        """What was told last, oldest first."""
+        return list(self._told)
+
     def unclosed(self, steps_per_epoch: int) -> bool:
         """Whether all steps of an epoch are done, and it was not evaluated and closed yet."""
         return self.step % steps_per_epoch == 0 and self._sums.steps > 0
@@ -120,6 +134,7 @@ class Tally:
             total=self._total.to_dict(),
             curve=list(self._curve),
             bad=self._start.bad + bad,
+            told=self.told,
             seconds=self._start.seconds + time.monotonic() - self._began,
         )
         return self._last

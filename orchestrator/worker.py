@@ -8,7 +8,7 @@ Nothing here knows Ray or MLflow: a worker sees a Context.
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -92,7 +92,7 @@ class Worker:
         self.step = self._build_step()
         if restored:
             self._load(restored)
-        self.tally = Tally(progress)
+        self.tally = Tally(replace(progress, told=[]) if restored and restored.forked else progress)
         self.rhythm = Rhythm(
             job.config.train.checkpoint_steps,
             60 * job.config.train.checkpoint_minutes,
@@ -274,7 +274,7 @@ class Worker:
 
     def _report(self, done: loop.StepDone) -> None:
         """One point of the training curves, from rank 0; what was fetched, from each."""
-        record = self.tally.point(done, self.plan, self.config.train.global_batch)
+        record = self.tally.tell(self.tally.point(done, self.plan, self.config.train.global_batch))
         records: list[Record] = [record] if self.context.rank == 0 else []
         if records := records + self.feed.news():
             self.context.send(records)
@@ -293,8 +293,9 @@ class Worker:
                 self._keep(Ask.STOP | Ask.CHECKPOINT)
                 return False
         record = self.tally.close_epoch(epoch, sums)
+        told = {"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record, **self.tally.best()}
+        self.tally.tell(told)
         if self.context.rank == 0:
-            told = {"kind": "epoch", "global_step": self.tally.step, "time_ms": now_ms(), **record, **self.tally.best()}
             self.context.send([*self._classes(sums), told])
         self._keep(wanted | Ask.CHECKPOINT)
         return True
@@ -362,8 +363,9 @@ class Worker:
         """What the group works on, and what it goes on from."""
         decode = {"kind": "decode", "where": self.decode, "device": self.context.device.type}
         restored = {"kind": "restored", "global_step": self.tally.step, "source": source}
+        again = {"kind": "again", "records": self.tally.told}
         if self.context.rank == 0:
-            self.context.send([decode, restored])
+            self.context.send([decode, restored, again])
 
     def _say(self, text: str) -> None:
         if self.context.rank == 0:

@@ -37,6 +37,9 @@ class Progress:
     bad: int  # samples replaced so far, over all ranks
     seconds: float  # of training, over all attempts
     interval: dict[str, Any] = field(default_factory=dict)  # of the curve's point under way
+    told: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # the newest records of the curves, as the driver heard them
 
     @property
     def top1(self) -> float | None:
