@@ -1,43 +1,98 @@
-"""A headless Chromium, for tests that look at pages: speaks its DevTools protocol over aiohttp, which Ray brings."""
+"""A headless Chromium, for tests that look at pages: speaks its DevTools protocol over aiohttp, which Ray brings.
+
+A test that fails while a page is open keeps what the page showed: a picture and its text.
+"""
 
 import asyncio
+import base64
 import json
+import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SHOTS = "SKIPLANE_TEST_SHOTS"  # environment variable: the folder for pictures; else a new temporary one, which stays
+ANSWER_S = 30.0  # that the browser may take for one
 
 
-def until(url: str, script: str, good: Any, seconds: int = 60) -> Any:
-    """Opens `url` and runs `script` once a second, until `good(value)` holds or time is up; returns the last value."""
-    with _chromium() as host:
-        return asyncio.run(_until(host, url, script, good, seconds))
+class Page:
+    """An open page. Scripts are expressions of JavaScript; values come back as JSON's."""
+
+    def __init__(self, runner: asyncio.Runner, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._runner, self._socket = runner, socket
+
+    def ask(self, script: str) -> Any:
+        """What the script comes to now; None where it raises."""
+        answer = self._call("Runtime.evaluate", expression=f"JSON.stringify({script})")
+        return json.loads(answer["result"].get("value", "null"))
+
+    def until(self, script: str, good: Callable[[Any], Any], seconds: float = 60.0) -> Any:
+        """Asks twice a second until `good(value)` holds. Raises AssertionError where time is up."""
+        limit = time.monotonic() + seconds
+        while not good(value := self.ask(script)):
+            assert time.monotonic() < limit, f"after {seconds:g} s the page still has {value!r}"
+            time.sleep(0.5)
+        return value
+
+    def keep(self) -> Path:
+        """The folder in which page.png and page.txt of this page are now; each page gets a new one."""
+        place = os.environ.get(SHOTS)
+        if place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="skiplane-page-", dir=place))
+        (folder / "page.txt").write_text(str(self.ask("location.href + '\\n\\n' + document.body.innerText")))
+        (folder / "page.png").write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+        return folder
+
+    def _call(self, method: str, **params: Any) -> Any:
+        return self._runner.run(asyncio.wait_for(_call(self._socket, method, params), ANSWER_S))
 
 
-async def _until(host: str, url: str, script: str, good: Any, seconds: int) -> Any:
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://{host}/json") as answer:
-            page = next(tab for tab in await answer.json() if tab["type"] == "page")
-        async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            await _call(socket, "Page.navigate", url=url)
-            value = None
-            for _ in range(seconds):
-                await asyncio.sleep(1)
-                answer = await _call(socket, "Runtime.evaluate", expression=f"JSON.stringify({script})")
-                value = json.loads(answer["result"].get("value", "null"))
-                if good(value):
-                    break
-            return value
+@contextmanager
+def opened(url: str) -> Iterator[Page]:
+    """Opens a page. An error meanwhile gets a note that names the folder with what the page showed."""
+    with _chromium() as host, asyncio.Runner() as runner:
+        session, socket = runner.run(_connect(host))
+        page = Page(runner, socket)
+        try:
+            page._call("Page.navigate", url=url)
+            yield page
+        except Exception as error:
+            error.add_note(_kept(page))
+            raise
+        finally:
+            runner.run(_close(session, socket))
 
 
-async def _call(socket: aiohttp.ClientWebSocketResponse, method: str, **params: Any) -> Any:
+def _kept(page: Page) -> str:
+    try:
+        return f"what the page showed is in {page.keep()}"
+    except Exception as error:  # the browser is gone, say: no reason to hide the first error
+        return f"what the page showed could not be kept: {error!r}"
+
+
+async def _connect(host: str) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
+    session = aiohttp.ClientSession()
+    async with session.get(f"http://{host}/json") as answer:
+        tab = next(tab for tab in await answer.json() if tab["type"] == "page")
+    return session, await session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0)
+
+
+async def _close(session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
+    await socket.close()
+    await session.close()
+
+
+async def _call(socket: aiohttp.ClientWebSocketResponse, method: str, params: dict[str, Any]) -> Any:
     await socket.send_json({"id": 1, "method": method, "params": params})
     while "id" not in (message := json.loads((await socket.receive()).data)):
         pass

@@ -198,9 +198,9 @@ def test_saved_view_opens_the_curves_side_by_side(real: RealServer) -> None:
     parent.finish("FINISHED")
     names = "p => [...new Set((p.data || []).map(d => d.name))].sort()"
     script = f"[...document.querySelectorAll('.js-plotly-plot')].map({names})"
-    charts = browser.until(link, script, lambda seen: len(seen) >= 2 and all(len(lines) == 4 for lines in seen))
-    assert len(charts) >= 2
-    assert all(lines == sorted(runs) for lines in charts)
+    with browser.opened(link) as page:
+        charts = page.until(script, lambda seen: len(seen) >= 2 and all(len(lines) == 4 for lines in seen))
+        assert all(lines == sorted(runs) for lines in charts)
 
 
 # -- the trials of a sweep ---------------------------------------------------------------------------------------------
@@ -322,10 +322,11 @@ def test_saved_view_of_a_sweep_shows_all_trials_flat_and_best_first(real: RealSe
     canvas = "document.querySelector('.parcoords canvas.foreground')"
     drawn = f"{canvas}.getContext('2d').getImageData(0, 0, {canvas}.width, {canvas}.height).data.some(byte => byte)"
     script = f"({{rows: {listed}.map(r => r.innerText.split('\\n').pop()), axes: {axes}, drawn: {canvas} && {drawn}}})"
-    seen = browser.until(link, script, lambda page: page and len(page["rows"]) == 12 and page["drawn"])
     best_first = [name for _, name in sorted(zip(tops, names[:11], strict=True), reverse=True)]
-    assert seen == {
-        "rows": [*best_first, names[11]],
-        "axes": ["model.depth", "optim.lr", "val/top1_best"],
-        "drawn": True,
-    }
+    with browser.opened(link) as page:
+        seen = page.until(script, lambda seen: seen and len(seen["rows"]) == 12 and seen["drawn"])
+        assert seen == {
+            "rows": [*best_first, names[11]],
+            "axes": ["model.depth", "optim.lr", "val/top1_best"],
+            "drawn": True,
+        }
