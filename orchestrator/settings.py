@@ -1,7 +1,8 @@
 """Where settings come from: defaults, a recipe, a file, flags; the last one wins.
 
-The flags are generated from RunConfig. The environment is read here, at the edge, and nowhere else: SKIPLANE_HOME,
-MLFLOW_TRACKING_URI, and whether this process is the driver of a Ray job.
+The flags are generated from RunConfig. The environment is read here, at the edge: SKIPLANE_HOME, MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME, and whether this process is the driver of a Ray job. Only what lets in is read where it is used:
+MLflow's user and password (tracking/access.py), the keys of buckets.
 """
 
 import argparse
@@ -37,12 +38,14 @@ class Edge:
     tracking_uri: str = ""  # $MLFLOW_TRACKING_URI
     in_job: bool = False  # a relative path means nothing there: the working directory is Ray's unpacked package
     cwd: Path = field(default_factory=Path.cwd)
+    experiment: str = ""  # $MLFLOW_EXPERIMENT_NAME
 
     @staticmethod
     def of_environment() -> "Edge":
         """Read once, at the start of a command."""
         home = Path(os.environ.get("SKIPLANE_HOME") or "~/.skiplane").expanduser().absolute()
-        return Edge(home, os.environ.get("MLFLOW_TRACKING_URI", ""), "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
+        uri, experiment = (os.environ.get(name, "") for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"))
+        return Edge(home, uri, "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, experiment=experiment)
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,7 +122,7 @@ def resolve(config: RunConfig, edge: Edge) -> RunConfig:
         "model.init": _path("model.init", config.model.init, edge),
         "train.fork": _url("train.fork", config.train.fork, WRITTEN) or _path("train.fork", config.train.fork, edge),
         "tracking.uri": config.tracking.uri or edge.tracking_uri or f"sqlite:///{edge.home / 'mlflow.db'}",
-        "tracking.experiment": config.tracking.experiment or config.data.name,
+        "tracking.experiment": config.tracking.experiment or edge.experiment or config.data.name,
     }
     return config.replace(changes)
 

@@ -79,6 +79,21 @@ def test_places_follow_from_home_and_relative_paths_from_the_folder(tmp_path):
     assert config.tracking.uri == f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.mark.parametrize(
+    ("variable", "flags", "expected"),
+    [
+        ("", [], "digits"),
+        ("team", [], "team"),
+        ("team", ["--tracking.experiment", "mine"], "mine"),
+        ("", ["--tracking.experiment", "mine"], "mine"),
+    ],
+)
+def test_experiment_of_the_environment_is_a_default(monkeypatch, variable, flags, expected):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", variable)
+    edge = settings.Edge.of_environment()
+    assert load("--recipe", "digits", *flags, edge=edge).tracking.experiment == expected
+
+
 def test_a_job_refuses_a_relative_path(tmp_path):
     edge = settings.Edge(tmp_path, in_job=True)
     with pytest.raises(ConfigError, match=r"cluster.storage is 'runs'; inside a submitted job a path must be absolute"):

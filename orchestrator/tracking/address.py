@@ -1,16 +1,16 @@
 """Where MLflow is: may the URI be used, does anybody answer, and how is it shown."""
 
-import http.client
 import queue
 import socket
 import threading
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from urllib.parse import urlsplit, urlunsplit
 
-from pipelines.errors import ClusterError, ConfigError
+from orchestrator.tracking.access import AUTHORITY, Access, denied
+from pipelines.errors import ClusterError, ConfigError, SkiplaneError
 
 PROBE_S = 6.0  # for an answer at the start; with a request after it, a dead server is known within 10 s
+QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"  # /health answers without a password, and no database
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306}
 
 
@@ -36,38 +36,68 @@ def check(uri: str) -> None:
 
 
 def probe(uri: str) -> None:
-    """Raises ClusterError where nobody answers at a server's address; a file is not asked.
+    """Raises ClusterError where nobody answers at a server's address, and ConfigError where this user is not let in or
+    the certificate is not trusted; a file is not asked.
 
     In a thread, because no timeout covers looking up a name.
     """
     if uri.startswith("sqlite:"):
         return
-    answer: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: answer.put(_ask(uri)), name="skiplane-probe", daemon=True).start()
+    ask = _ask_server if uri.startswith(("http://", "https://")) else _ask_database
+    answer: queue.Queue[SkiplaneError | str] = queue.Queue()
+    threading.Thread(target=lambda: answer.put(_heard(ask, uri)), name="skiplane-probe", daemon=True).start()
     try:
-        cause = answer.get(timeout=PROBE_S + 1)
+        said = answer.get(timeout=PROBE_S + 1)
     except queue.Empty:
-        cause = f"no answer within {PROBE_S:.0f} s"
-    if cause:
+        said = f"no answer within {PROBE_S:.0f} s"
+    if isinstance(said, SkiplaneError):
+        raise said
+    if said:
         shown, settings = without_password(uri), "tracking.uri or MLFLOW_TRACKING_URI"
-        raise ClusterError(f"MLflow at {shown} does not answer ({cause}); start it (python -m jobs.local up), correct "
+        raise ClusterError(f"MLflow at {shown} does not answer ({said}); start it (python -m jobs.local up), correct "
                            f"{settings}, or set tracking.uri to off")  # fmt: skip
 
 
-def _ask(uri: str) -> str:
-    """Why there was no answer; nothing where there was."""
-    parts = urlsplit(uri)
+def _heard(ask: Callable[[str], str], uri: str) -> SkiplaneError | str:
     try:
-        if parts.scheme in ("http", "https"):
-            urllib.request.urlopen(f"{without_password(uri).rstrip('/')}/health", timeout=PROBE_S).close()
-        else:
-            port = parts.port or DATABASE_PORTS[parts.scheme.partition("+")[0]]
-            socket.create_connection((parts.hostname or "localhost", port), timeout=PROBE_S).close()
-    except urllib.error.HTTPError as error:
-        return f"status {error.code}" if error.code >= 500 else ""  # it may ask for a password here
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", error)) or type(error).__name__
+        return ask(uri)
+    except SkiplaneError as error:
+        return error
+    except Exception as error:  # whoever waits must hear something
+        return _cause(error)
+
+
+def _ask_server(uri: str) -> str:
+    """Why there was no answer; nothing where there was. As MLflow asks: with its variables, by its HTTP library."""
+    import requests
+
+    access, shown = Access.to(uri), without_password(uri)
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}{QUESTION}", timeout=PROBE_S, headers=access.header,
+                              verify=access.verify, cert=access.certificate or None)  # fmt: skip
+    except requests.exceptions.SSLError as error:
+        raise ConfigError(f"MLflow at {shown} is not trusted ({_cause(error)}); set {AUTHORITY} to the file of its "
+                          f"authority's certificate") from error  # fmt: skip
+    if answer.status_code in (401, 403) and not access.other_way:
+        raise denied(answer.status_code, shown, access)
+    return f"status {answer.status_code}" if answer.status_code >= 500 else ""
+
+
+def _ask_database(uri: str) -> str:
+    parts = urlsplit(uri)
+    port = parts.port or DATABASE_PORTS[parts.scheme.partition("+")[0]]
+    socket.create_connection((parts.hostname or "localhost", port), timeout=PROBE_S).close()
     return ""
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the bottom: requests wraps it three times."""
+    said, inner = error, error.__cause__ or error.__context__
+    while inner is not None:
+        said, inner = inner if isinstance(inner, OSError) else said, inner.__cause__ or inner.__context__
+    if isinstance(said, TimeoutError) or "timed out" in str(said):
+        return "timed out"
+    return getattr(said, "strerror", None) or type(said).__name__
 
 
 def without_password(uri: str) -> str:
