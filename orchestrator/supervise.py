@@ -8,6 +8,7 @@ import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from orchestrator.tracking import (
     DatasetRef,
     NullTracker,
     Place,
+    Shipped,
     Tracker,
     left_line,
     look_for_server,
@@ -173,6 +175,7 @@ class _Life:
             shipped = self.tracker.finish(None if self.held.lost else status)
             if shipped.left or shipped.refused:
                 self.say(left_line(shipped, self.storage.place))
+        result = self._with(shipped, result)
         if self.stop.signum and result.status == "stopped":
             raise Stopped(self.stop.signum)
         return result
@@ -252,6 +255,18 @@ class _Life:
         self.held.confirm()
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": result.status, "skiplane.weights_sha256": str(result.weights_sha256)})
+        kept, tracking = result.best_checkpoint or result.checkpoint, self.config.tracking
+        if result.status == "finished" and kept and tracking.model and not self.child:  # a child's is its parent's
+            self.tracker.model(kept, tracking.register_as, tracking.alias)
+        return result
+
+    def _with(self, shipped: Shipped, result: Result) -> Result:
+        """The result once more, with what became of its tracking."""
+        if not shipped.records:
+            return result
+        result = replace(result, tracking=asdict(shipped))
+        self.held.confirm()
+        write_result(self.storage, result)
         return result
 
     def _fail(self, reason: str) -> None:

@@ -53,6 +53,7 @@ class Result:
     best_checkpoint: str | None = None  # of those kept, by validation top-1
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
+    tracking: dict[str, int] = field(default_factory=dict)  # records of its journal: all, shipped, refused; or empty
     fetched: dict[str, int] = field(default_factory=dict)  # over the network by this submission: transfer.Fetched
     bad_images: list[dict[str, Any]] = field(default_factory=list)  # see register.BadImage
     curve: list[dict[str, float]] = field(default_factory=list)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, TrackingConfig
+from orchestrator.state.records import read_result
 from orchestrator.state.storage import Storage
 from orchestrator.sweep import figure, ranking, table
 from orchestrator.sweep.pbt import lineage
@@ -84,13 +85,23 @@ def say_answer(found: Answer, trials: Sequence[Trial], names: Sequence[str], say
     say(f"Trials: {found.mlflow_url or 'no MLflow server to open them in: see tracking.uri'}")
 
 
-def track(tracker: Tracker, found: Answer, trials: Sequence[Trial], names: Sequence[str], storage: Storage) -> None:
-    """The sweep's run in MLflow: table as its description, figure, recipe and result as files."""
+def track(tracker: Tracker, found: Answer, trials: Sequence[Trial], names: Sequence[str], storage: Storage,
+          config: TrackingConfig) -> None:  # fmt: skip
+    """The sweep's run in MLflow: table as its description, figure, recipe and result as files, the best one's model."""
     tracker.tags({"skiplane.state": found.status, "skiplane.best": found.best or ""})
     head = f"[All trials, best first]({found.mlflow_url})\n\n" if found.mlflow_url else ""
     if found.command is not None:
         head += f"The best one by itself: `{found.command}`\n\n"
     tracker.note(head + table.ranking_markdown(trials, names, found.metric, room=table.NOTE - len(head)))
+    if config.model and found.status == "finished" and found.best and (best := _best_checkpoint(storage, found.best)):
+        tracker.model(best, config.register_as, config.alias)
     for name in ("pareto.svg", "pareto.png", RECIPE, "result.json"):
         if content := storage.read(name):
             tracker.file(content, name)
+
+
+def _best_checkpoint(storage: Storage, trial: str) -> str | None:
+    """A trial's, below the sweep's folder."""
+    result = read_result(Storage(f"{storage.place}/{trial}"))
+    kept = (result.best_checkpoint or result.checkpoint) if result else None
+    return f"{trial}/{kept}" if kept else None

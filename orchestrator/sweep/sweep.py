@@ -229,7 +229,7 @@ class _Sweep:
             command=self._command, url=url, reason=reason,
         )  # fmt: skip
         say_answer(found, trials, names, self.say)
-        track(self.tracker, found, trials, names, self.storage)
+        track(self.tracker, found, trials, names, self.storage, self.config.tracking)
         ends = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         self._say_left(self.tracker.finish(ends[status]))
         folders = (Storage(self.births.folder(trial)) for trial in trials)  # a slot that died may have left something

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from orchestrator.state.storage import Storage
 from orchestrator.tracking.failures import Refused, told
 from orchestrator.tracking.journal import FILES
-from orchestrator.tracking.records import ExperimentTag, File, Model, Points, Record, Status, Tags
+from orchestrator.tracking.records import NOTE, RUN_ID, ExperimentTag, File, Model, Points, Record, Status, Tags
 from orchestrator.tracking.refusals import SetAside
 from pipelines.errors import ConfigError, DataError
 
@@ -52,8 +52,8 @@ class Delivery:
         refused += self._singly(self._upload, records, File)
         refused += self._batches(self._tags, tags, ITEMS)
         refused += self._singly(self._experiment_tag, records, ExperimentTag)
-        refused += self._singly(self._model, records, Model)
         refused += self._singly(self._end, records, Status)
+        refused += self._singly(self._model, records, Model)  # may take a while: the run has ended by then
         return [SetAside(part.number, reason, part.record) for part, reason in refused]
 
     def _singly(self, send: Callable[[Any], None], records: Sequence[Numbered], kind: type) -> list[tuple[_Part, str]]:
@@ -91,6 +91,8 @@ class Delivery:
     def _tags(self, parts: Sequence[_Part]) -> None:
         """Later values replace earlier ones."""
         tags = {k: v for part in parts if isinstance(part.record, Tags) for k, v in part.record.values.items()}
+        if NOTE in tags:
+            tags[NOTE] = tags[NOTE].replace(RUN_ID, self._run_id)
         with told():
             log_pairs(self._client, self._run_id, tags=tags)
 
@@ -118,7 +120,8 @@ class Delivery:
         from orchestrator.tracking.models import log_model
 
         try:
-            exported = export(self._storage.place, model.checkpoint, log.warning)
+            folder, name = model.place
+            exported = export(f"{self._storage.place}{folder}", name, log.warning)
             log_model(self._uri, self._run_id, exported, register=model.register, alias=model.alias)
         except (DataError, ConfigError) as error:
             raise Refused(str(error)) from error

@@ -14,6 +14,9 @@ from pipelines.errors import DataError
 # MLflow's rule (its docs: "Logging metrics"), narrowed to ASCII. A bad name would poison the batch it is sent in.
 _NAME = re.compile(r"[A-Za-z0-9_\-. :/]{1,250}")
 
+NOTE = "mlflow.note.content"  # the tag that is the description on a run's page
+RUN_ID = "{run_id}"  # in there: MLflow's id of the run, for addresses; the driver may not know it yet
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -75,7 +78,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Tags:
-    """Tags of the run; later values replace earlier ones."""
+    """Tags of the run; later values replace earlier ones. RUN_ID in the description is filled in when it is sent."""
 
     values: Mapping[str, str]
 
@@ -106,11 +109,20 @@ class Status:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint of the run, below its folder, to be kept as a model; `register` and `alias` as MLflow has them."""
+    """A checkpoint below the run's folder, to be kept as a model; `register` and `alias` as MLflow has them.
+
+    checkpoint: the run's own, or that of a part of it: t003/checkpoints/step-000132.
+    """
 
     checkpoint: str
     register: str = ""
     alias: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """(folder below the run's that has it: "" or "/t003", checkpoint)."""
+        head, _, tail = self.checkpoint.rpartition("checkpoints/")
+        return (f"/{head.rstrip('/')}" if head else "", f"checkpoints/{tail}")
 
 
 Record = Open | Points | Tags | File | ExperimentTag | Status | Model

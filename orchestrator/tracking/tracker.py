@@ -55,6 +55,7 @@ class JournalTracker:
         self._place, self._recorder, self._sent = place.storage.place, recorder, sent
         self._reached, self._tables = dict(reached), dict[str, None]()
         self._wait_s, self._patient = wait_s, patient
+        self._models = list[Model]()
 
     @property
     def run_id(self) -> str | None:
@@ -98,8 +99,8 @@ class JournalTracker:
         self.tags(tables.tag(self._tables))
 
     def model(self, checkpoint: str, register: str = "", alias: str = "") -> None:
-        """Keeps a checkpoint as a model."""
-        self._recorder.put([Model(checkpoint, register, alias)])
+        """Keeps a checkpoint as a model, after the run's end: uploading may take a while."""
+        self._models.append(Model(checkpoint, register, alias))
 
     def view(self, view: views.View) -> str | None:
         """A saved view."""
@@ -113,7 +114,7 @@ class JournalTracker:
     def finish(self, status: str | None) -> Shipped:
         """Ends the run. What is not sent in time goes on being sent for as long as this process lives."""
         if status is not None:
-            self._recorder.put([Status(status, time.time_ns() // 1_000_000)])
+            self._recorder.put([Status(status, time.time_ns() // 1_000_000), *self._models])
         records = self._recorder.records
         if lost := self._recorder.close(WRITE_S):
             log.warning("%d records could not be written to %s, and are lost", lost, self._place)
@@ -123,9 +124,12 @@ class JournalTracker:
         sending.close(self._place)
         if self._patient:
             sending.hurry()
-        gives_up = (lambda: served.failed) if self._patient else (lambda: served.failed or sending.away)
-        sending.wait(lambda: served.next >= records - lost or gives_up(), self._wait_s)
+        sending.wait(lambda: served.next >= records - lost or self._gives_up(sending, served), self._wait_s)
         return Shipped(records - lost, served.next, served.refused)
+
+    def _gives_up(self, sending: Shipper, served: Served) -> bool:
+        """Whoever is one of many does not wait for a server that is away: others send what is left."""
+        return served.failed is not None or not (self._patient or sending.away is None)
 
 
 def open_tracker(place: Place, uri: str, experiment: str, name: str, *, id: str, child: bool = False,
