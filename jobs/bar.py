@@ -54,6 +54,10 @@ class Bar:
         """So many bytes are done."""
         self._show(what, done, total, 1_000_000, "MB")
 
+    def show_records(self, what: str, done: int, total: int) -> None:
+        """So many records of a journal are sent."""
+        self._show(what, done, total, 1, "records")
+
     def _show(self, what: str, done: int, total: int, unit: int, units: str) -> None:
         now = time.monotonic()
         if what not in self._counted:

@@ -1,0 +1,151 @@
+"""What was tracked and the server: `python -m jobs.tracking sync | status | verify FOLDER`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs import edge
+from jobs.bar import Bar
+from orchestrator.settings import Edge
+from orchestrator.state.storage import Storage
+from orchestrator.tracking import journals
+from orchestrator.tracking.address import without_password
+from orchestrator.tracking.failures import Unreachable
+from orchestrator.tracking.journal import REFUSED
+from orchestrator.tracking.server import Server
+from orchestrator.tracking.sync import sync
+from orchestrator.tracking.verify import Verdict, verify
+from pipelines.errors import ClusterError, ConfigError, DataError
+from pipelines.remote.url import is_url
+
+COUNTS = ("records", "shipped", "waiting", "refused")
+SHOWN = 10  # differences that are named
+
+
+def main(argv: list[str]) -> int:
+    """Exit codes: 0 done, or all agrees; 1 `verify` where it does not; 2 setting; 3 damaged; 4 no answer, or a driver
+    that lives."""
+    args = _parser().parse_args(argv)
+    act: Callable[[argparse.Namespace], int] = args.act
+    return act(args)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    """A run that cannot be opened does not hold up the others."""
+    code, server = 0, cache(_server)
+    with Bar() as bar:
+        for place in journals.places(_folder(args.folder)):
+            try:
+                uri = journals.address(place, args.uri, Edge.of_environment().tracking_uri)
+                done = sync(place, server(uri), edge.say, partial(bar.show_records, place.rpartition("/")[2]))
+            except (ConfigError, DataError) as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                code = code or error.exit_code
+                continue
+            refused = f", but {done.refused:,} that it refused: see {place}/{REFUSED}" if done.refused else ""
+            edge.say(f"{place}: {done.records:,} records are at {without_password(uri)}{refused}")
+    return code
+
+
+def _status(args: argparse.Namespace) -> int:
+    """How far behind: no server is asked."""
+    found = [journals.standing(Storage(place)) for place in journals.places(_folder(args.folder))]
+    if args.json:
+        edge.say(json.dumps([standing.to_dict() for standing in found], indent=1))
+        return 0
+    table = Table(box=None)
+    for title in ("run", "records", "shipped", "waiting", "refused", "server", "MLflow run", "page"):
+        table.add_column(title, overflow="fold", justify="right" if title in COUNTS else "left")
+    for standing in found:
+        counts = (f"{count:,}" for count in (standing.records, standing.shipped, standing.waiting, standing.refused))
+        where = (standing.ack.uri, standing.ack.run_id) if standing.ack else ("none yet", "")
+        table.add_row(standing.place, *counts, *where, standing.url)
+    Console(width=None if Console().is_terminal else 240).print(table)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Journal beside server, point by point."""
+    server, verdicts = cache(_server), list[Verdict]()
+    for place in journals.places(_folder(args.folder)):
+        storage = Storage(place)
+        known = journals.standing(storage).ack
+        uri = journals.address(place, args.uri, Edge.of_environment().tracking_uri) if known else ""
+        try:
+            verdicts.append(verify(storage, server(uri) if uri else None))
+        except Unreachable as error:
+            raise _away(error) from error
+    if args.json:
+        edge.say(json.dumps([_plain(verdict) for verdict in verdicts], indent=1))
+    else:
+        _show(verdicts)
+    return 1 if any(verdict.differences for verdict in verdicts) else 0
+
+
+def _show(verdicts: list[Verdict]) -> None:
+    for verdict in verdicts:
+        at, points = verdict.standing, f"{verdict.points:,} points"
+        aside = f" ({at.refused:,} records were refused)" if at.refused else ""
+        if not verdict.differences:
+            edge.say(f"{at.place}: {points}, journal and server agree{aside}")
+            continue
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in verdict.counts.items())
+        wait = f"; {at.waiting:,} records wait: python -m jobs.tracking sync {at.place}" if at.waiting else ""
+        edge.say(f"{at.place}: {points}, journal and server differ: {counts}{aside}{wait}")
+        for difference in verdict.differences[:SHOWN]:
+            edge.say(f"  {difference}")
+        if left := len(verdict.differences[SHOWN:]):
+            edge.say(f"  and {left:,} more")
+
+
+def _plain(verdict: Verdict) -> dict[str, object]:
+    named = [vars(difference) for difference in verdict.differences]
+    return {**verdict.standing.to_dict(), "points": verdict.points, **verdict.counts, "differences": named}
+
+
+def _server(uri: str) -> Server:
+    try:
+        return Server(uri)
+    except Unreachable as error:
+        raise _away(error) from error
+
+
+def _away(error: Unreachable) -> ClusterError:
+    return ClusterError(f"{error}; start it, or say with --uri where it is now")
+
+
+def _folder(named: str) -> str:
+    return named if is_url(named) else str(Path(named).expanduser().absolute())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.tracking", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True)
+    helps = {
+        "sync": "send what the server does not have yet, such as what an offline cluster kept",
+        "status": "how far each journal has been sent; asks no server",
+        "verify": "compare journal and server point by point; exit 1 where they differ",
+    }
+    for name, act in {"sync": _sync, "status": _status, "verify": _verify}.items():
+        command = commands.add_parser(name, help=helps[name], allow_abbrev=False)
+        command.set_defaults(act=act)
+        command.add_argument(
+            "folder", metavar="FOLDER", help="of a run, or of a study or sweep with its runs; or a URL"
+        )
+        if name != "status":
+            command.add_argument(
+                "--uri", default="", help="of MLflow; default: where the run went, MLFLOW_TRACKING_URI"
+            )
+        if name != "sync":
+            command.add_argument("--json", action="store_true", help="for scripts")
+    return parser
+
+
+if __name__ == "__main__":
+    edge.run(main)
