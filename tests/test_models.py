@@ -17,10 +17,13 @@ import torch
 
 from orchestrator.cluster import processes
 from orchestrator.export import Classifier, export
+from orchestrator.publish import publish
+from orchestrator.state.storage import Storage
 from orchestrator.tracking.connection import artifacts, connect
 from orchestrator.tracking.failures import Refused, Unreachable
+from orchestrator.tracking.journal import Ack, write_ack
 from orchestrator.tracking.models import CLASS_NAMES, how_to_use, log_model
-from pipelines.errors import ConfigError
+from pipelines.errors import ClusterError, ConfigError, DataError
 from tests import saved
 from tests.mlflow_servers import MlflowServer, sqlite
 
@@ -134,6 +137,26 @@ def test_the_run_stays_as_it_is_and_the_process_too(database, exported):
     assert [(o.model_id, o.step) for o in now.outputs.model_outputs] == [(uri.removeprefix("models:/"), STEP)]
     assert (mlflow.active_run(), mlflow.get_tracking_uri()) == (None, before)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+
+
+def test_a_person_publishes_a_run_and_is_told_how_it_is_used(database, exported, settings_for):
+    client, run = ended_run(database)
+    place = settings_for("--name", "a").folder()
+    with pytest.raises(DataError, match=f"the run in {place} has not been made in MLflow yet; .* sync {place}$"):
+        publish(place, database)
+    write_ack(Storage(place), Ack(database, run.info.experiment_id, run.info.run_id))
+    made = publish(place, database, register="person", alias="best")
+    assert made.what == f"models:/person@best is resnet-18 of 'a' at {exported.checkpoint}, top-1 90.00%"
+    assert [f"models:/{model.model_id}" for model in models_of(client, run)] == [made.uri]
+    assert (made.load, made.serve) == how_to_use(database, "models:/person@best")
+    assert publish(place, database, checkpoint=exported.checkpoint).what.startswith(f"{made.uri} is resnet-18 of 'a'")
+    with pytest.raises(ConfigError, match=r"MLflow at sqlite:////.*/mlflow.db refuses this: .*a/b"):
+        publish(place, database, register="a/b")
+    away = f"127.0.0.1:{processes.free_port()}"
+    with pytest.raises(
+        ClusterError, match=rf"^MLflow at http://{away}: connection refused; start it, or say where it is"
+    ):
+        publish(place, f"http://me:secret@{away}")
 
 
 CALLS = [
