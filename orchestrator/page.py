@@ -49,7 +49,7 @@ def description(config: RunConfig, plan: Plan, dataset: Dataset, result: Result,
     return within(LIMIT, [
         headline(config, plan, result),
         "\n".join(_table(plan, result)),
-        *([image(f"{CURVES}.png", "Loss and top-1 by epoch")] if picture else []),
+        *([image(f"{CURVES}.svg", "Loss and top-1 by epoch")] if picture else []),
         "\n".join(_facts(config, plan, dataset, result, tags)),
         *(["\n".join(_worst(rows))] if rows else []),
         _settings(config),
@@ -59,7 +59,7 @@ def description(config: RunConfig, plan: Plan, dataset: Dataset, result: Result,
 def headline(config: RunConfig, plan: Plan, result: Result) -> str:
     """The result in one line.
 
-    '**Top-1 75.32 %, top-5 92.51 %** of 50,000 validation images: resnet-50 on imagenet, 90 of 90 epochs in 9:03:20'
+    '**Top-1 75.32%, top-5 92.51%** of 50,000 validation images: resnet-50 on imagenet, 90 of 90 epochs in 9:03:20'
     """
     arch = config.model.arch(plan.classes)
     scored = result.top1 is not None and result.top5 is not None
@@ -120,8 +120,8 @@ def _dress(axes: "Axes", label: str) -> None:
 
 
 def image(name: str, words: str) -> str:
-    """An artifact of the run, shown in its description. The address is one of MLflow's own pages, so that it holds
-    behind a prefix and a password, too; seen in 3.17.2, and a test looks at it."""
+    """An artifact of the run, shown in its description: MLflow's pages let a picture of their own server through (seen
+    in 3.17.2). The address is relative to the page, so that it holds behind a prefix and a password, too."""
     return f"![{words}]({_address(name)})"
 
 
@@ -144,18 +144,16 @@ def _table(plan: Plan, result: Result) -> list[str]:
     best = max((point for point in result.curve if "val_top1" in point), key=lambda p: p["val_top1"], default=None)
     cells = {
         "top-1": _percent(result.top1),
-        "best top-1": f"{_percent(best['val_top1'])} (epoch {best['epoch']:.0f})" if best else "",
+        "best (epoch)": f"{_percent(best['val_top1'])} ({best['epoch']:.0f})" if best else "",
         "top-5": _percent(result.top5),
         "validation loss": _number(result.loss),
         "training loss": _number(result.train_loss),
-        "epochs": f"{result.epochs} / {plan.epochs}",
+        "epochs": f"{result.epochs}/{plan.epochs}",
         "images/s": f"{result.images_per_second:,.0f}" if result.images_per_second else "",
-        "workers": str(result.world_size),
         "restarts": str(result.restarts),
         "resizes": str(result.resizes),
-        "bad images": str(len(result.bad_images)),
     }
-    return markdown_lines(list(cells), [list(cells.values())])
+    return _spaced(list(cells), [list(cells.values())])
 
 
 def _facts(config: RunConfig, plan: Plan, dataset: Dataset, result: Result, tags: Mapping[str, str]) -> list[str]:
@@ -165,6 +163,8 @@ def _facts(config: RunConfig, plan: Plan, dataset: Dataset, result: Result, tags
         "Dataset": f"{_code(config.data.name)}, {plan.train_samples:,} training and {plan.val_samples:,} validation "
         f"images of {plan.classes:,} classes, digest {_code(dataset.digest)}, in {_code(dataset.place)}",
         "Net": f"{arch.name}: {short(plan.parameters)} parameters, {short(plan.multiply_adds)} multiply-adds an image",
+        "Workers": f"{result.world_size} in the end" if result.world_size else "",
+        "Bad images": f"{len(result.bad_images)}, see {_code('bad_images.json')}" if result.bad_images else "",
         "Code": _origin(tags),
         "Ray": ", ".join(f"{word} {_code(tags[key])}" for word, key in RAY.items() if tags.get(key)),
         "Run": f"{_code(folder)}, its result in {_code('result.json')}",
@@ -192,7 +192,13 @@ def _worst(rows: Sequence[Row]) -> list[str]:
     shown = [[_code(row["class"][:NAME]), f"{row['right']:,} of {row['images']:,}", _percent(row["top1"])]
              for row in rows[:WORST] if row["images"]]  # fmt: skip
     return [f"Classes that do worst (all of them: [{CLASSES}]({_address(CLASSES)}), a table under Artifacts)", "",
-            *markdown_lines(("class", "right", "top-1"), shown)]  # fmt: skip
+            *_spaced(("class", "right", "top-1"), shown)]  # fmt: skip
+
+
+def _spaced(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose columns stand apart: MLflow's pages leave nothing between them."""
+    head, *rest = [[f"{cell}&emsp;" for cell in row] for row in (columns, *rows)]
+    return markdown_lines(head, rest)
 
 
 def _settings(config: RunConfig) -> str:
@@ -216,7 +222,7 @@ def _address(name: str) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
+    return "" if share is None else f"{share:.2%}"
 
 
 def _number(value: float | None) -> str:

@@ -24,7 +24,7 @@ RESULT = Result(
     train_loss=1.2345, weights_sha256="e" * 64, dataset_digest="d" * 64, world_size=64, restarts=2, resizes=1,
     images_per_second=25_000.4, seconds=32_600, parameters=25_557_032, multiply_adds=4_089_184_256,
     checkpoint="checkpoints/step-000450000-0001.001", best_checkpoint="checkpoints/step-000020000-0001.001",
-    curve=CURVE,
+    curve=CURVE, bad_images=[{}, {}],
 )  # fmt: skip
 TAGS = {"mlflow.source.git.commit": "c0ffee", "skiplane.git_dirty": "true", "skiplane.package_sha256": "5ec",
         "ray.job_id": "07000000", "ray.submission_id": "raysubmit_x"}  # fmt: skip
@@ -43,8 +43,12 @@ def text(result=RESULT, tags=TAGS, table=(), picture=True, **of_dataset):
 def cells(markdown):
     """{title: cell} of the first table."""
     head, _, values = [line for line in markdown.splitlines() if line.startswith("|")][:3]
-    titles, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in (head, values))
-    return dict(zip(titles, row, strict=True))
+    return dict(zip(unspaced(head), unspaced(values), strict=True))
+
+
+def unspaced(line):
+    """The cells of a line of a table."""
+    return [cell.strip().removesuffix("&emsp;") for cell in line.strip("|").split("|")]
 
 
 # -- the description ---------------------------------------------------------------------------------------------------
@@ -52,26 +56,24 @@ def cells(markdown):
 
 def test_it_leads_with_the_result_then_table_then_picture():
     lines = text().splitlines()
-    assert lines[0] == ("**Top-1 75.32 %, top-5 92.51 %** of 50,000 validation images: resnet-50 on `imagenet`, "
+    assert lines[0] == ("**Top-1 75.32%, top-5 92.51%** of 50,000 validation images: resnet-50 on `imagenet`, "
                         "90 of 90 epochs in 9:03:20")  # fmt: skip
     assert (lines[1], lines[5]) == ("", "")
-    assert lines[2].startswith("| top-1 |")
-    assert lines[6] == "![Loss and top-1 by epoch](get-artifact?path=curves.png&run_uuid={run_id})"
+    assert lines[2].startswith("| top-1&emsp; |")
+    assert lines[6] == "![Loss and top-1 by epoch](get-artifact?path=curves.svg&run_uuid={run_id})"
 
 
 def test_the_table_has_the_run_in_one_row():
     assert cells(text()) == {
-        "top-1": "75.32 %",
-        "best top-1": "79.25 % (epoch 4)",
-        "top-5": "92.51 %",
+        "top-1": "75.32%",
+        "best (epoch)": "79.25% (4)",
+        "top-5": "92.51%",
         "validation loss": "0.9877",
         "training loss": "1.2345",
-        "epochs": "90 / 90",
+        "epochs": "90/90",
         "images/s": "25,000",
-        "workers": "64",
         "restarts": "2",
         "resizes": "1",
-        "bad images": "0",
     }
 
 
@@ -82,6 +84,8 @@ def test_the_table_has_the_run_in_one_row():
         f"`{'d' * 64}`, in `s3://data/imagenet`",
         "- **Net:** resnet-50: 25.6 M parameters, 4.09 G multiply-adds an image",
         "- **Code:** commit `c0ffee`, with uncommitted changes; package sha256 `5ec`",
+        "- **Workers:** 64 in the end",
+        "- **Bad images:** 2, see `bad_images.json`",
         "- **Ray:** job `07000000`, submission `raysubmit_x`",
         "- **Run:** `/runs/a`, its result in `result.json`",
         "- **Newest checkpoint:** `/runs/a/checkpoints/step-000450000-0001.001`",
@@ -112,7 +116,7 @@ def test_a_run_that_failed_says_so_first_and_why():
                      resumable=True)  # fmt: skip
     lines = text(failed).splitlines()
     assert lines[0] == "**Failed**: `training diverged at step 7: loss nan / 'x'`; the same name goes on with it"
-    assert lines[2].startswith("**Top-1 75.32 %, top-5 92.51 %** of 50,000 validation images: resnet-50 on")
+    assert lines[2].startswith("**Top-1 75.32%, top-5 92.51%** of 50,000 validation images: resnet-50 on")
     assert lines[2].endswith("12 of 90 epochs in 9:03:20")
 
 
@@ -122,7 +126,8 @@ def test_a_run_that_came_to_nothing_has_a_page():
     assert lines[0] == "**Stopped**: `interrupted before a checkpoint of its own`"
     assert lines[2] == "**Not evaluated**: resnet-50 on `imagenet`, 0 of 90 epochs in 0:00"
     assert cells("\n".join(lines))["top-1"] == ""
-    assert not [line for line in lines if "heckpoint:" in line or "![" in line or "**Code" in line]
+    absent = ("heckpoint:", "![", "**Code", "**Ray", "**Workers", "**Bad", "**Weights")
+    assert not [line for line in lines if any(word in line for word in absent)]
 
 
 def test_the_worst_classes_are_named_and_all_are_pointed_to():
@@ -131,12 +136,12 @@ def test_the_worst_classes_are_named_and_all_are_pointed_to():
         "Classes that do worst (all of them: "
         "[per_class.json](get-artifact?path=per_class.json&run_uuid={run_id}), a table under Artifacts)"
     )
-    assert lines[at + 2 : at + 7] == [
-        "| class | right | top-1 |",
-        "| --- | --- | --- |",
-        "| `dog` | 3 of 10 | 30.00 % |",
-        "| `cow` | 8 of 20 | 40.00 % |",
-        "| `cat` | 9 of 10 | 90.00 % |",
+    assert [unspaced(line) for line in lines[at + 2 : at + 7]] == [
+        ["class", "right", "top-1"],
+        ["---", "---", "---"],
+        ["`dog`", "3 of 10", "30.00%"],
+        ["`cow`", "8 of 20", "40.00%"],
+        ["`cat`", "9 of 10", "90.00%"],
     ]
 
 
@@ -152,8 +157,8 @@ def test_it_fits_whatever_things_are_called():
     shown = text(replace(RESULT, status="failed", reason=long), table=table, place=long)
     assert len(shown.replace("{run_id}", 32 * "0")) <= 8000
     assert shown.startswith("**Failed**: `xxx")
-    assert "75.32 %" in shown
-    assert "| `<b>/'` | 1 of 5 | 20.00 % |" in shown
+    assert "75.32%" in shown
+    assert ["`<b>/'`", "1 of 5", "20.00%"] in map(unspaced, shown.splitlines())
 
 
 @pytest.mark.parametrize(

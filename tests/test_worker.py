@@ -58,6 +58,28 @@ def test_a_stopped_run_goes_on_bit_for_bit(settings_for):
         assert second[key] == whole[key], key
 
 
+def test_what_is_told_of_the_node_and_of_the_classes(settings_for):
+    """Samples again and again, and of the last evaluation alone the exact counts by class."""
+    told = []
+    config = settings_for("--name", "told", *SHORT, "--tracking.system_seconds", "0.02")
+    summary = run(config, hear=told.extend)
+    samples = [r for r in told if r["kind"] == "system"]
+    assert len(samples) > 1
+    assert all(0 <= r["values"]["cpu_percent"] <= 100 for r in samples)
+    [classes] = [r for r in told if r["kind"] == "classes"]
+    dataset = open_dataset(config.data.root)
+    labels = dataset.index("val")["label"]
+    assert classes["global_step"] == summary["steps"]
+    assert classes["images"] == np.bincount(labels, minlength=len(dataset.classes)).tolist()
+    assert sum(classes["right"]) == round(summary["curve"][-1]["val_top1"] * len(labels))
+
+
+def test_sampling_can_be_turned_off(settings_for):
+    told = []
+    run(settings_for("--name", "quiet", *SHORT, "--tracking.system_seconds", "0"), hear=told.extend)
+    assert not [r for r in told if r["kind"] == "system"]
+
+
 def test_a_run_that_ends_after_some_epochs_goes_on_bit_for_bit(settings_for):
     whole = run(settings_for("--name", "whole", *SHORT))
     config = settings_for("--name", "parted", *SHORT)
