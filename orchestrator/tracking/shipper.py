@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,33 +100,37 @@ class Shipper:
 
     def end(self) -> None:
         """Ends the process, after the request under way."""
-        self._ended.set()
         with self._changed:
+            self._ended.set()
             process = self._process
-        if process and process.stdin:
-            process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(END_S)
+            if process and process.stdin:
+                process.stdin.close()
+        self._thread.join(END_S)
+        if process:
             process.kill()
+        self._thread.join()
 
     # -- its life ------------------------------------------------------------------------------------------------
 
     def _live(self) -> None:
         pause = FIRST_PAUSE_S
-        while not self._ended.is_set():
-            began = time.monotonic()
-            process = self._start()
+        began = time.monotonic()
+        while process := self._start():
             for line in process.stdout or ():
                 self._hear(line)
-            code = process.wait()
+            code = self._bury(process)
             if self._ended.is_set():
                 return
             pause = FIRST_PAUSE_S if time.monotonic() - began > HEALTHY_S else min(2 * pause, LONGEST_PAUSE_S)
             log.warning("the process that sends to MLflow ended (%s); another is started in %.0f s", code, pause)
             self._ended.wait(pause)
+            began = time.monotonic()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        """None once it has been ended."""
         with self._changed:
+            if self._ended.is_set():
+                return None
             self._process = process = subprocess.Popen(
                 self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
             )
@@ -140,6 +143,12 @@ class Shipper:
                 self._tell({"do": "hurry"})
         return process
 
+    def _bury(self, process: "subprocess.Popen[bytes]") -> int:
+        """Its exit code."""
+        with self._changed, process:  # closes its pipes
+            self._process = None
+        return process.returncode
+
     def _tell(self, order: dict[str, str]) -> None:
         """With the lock held. What a dead process does not hear, the next one is told anew; and one that has not read
         its orders for so long that the pipe is full counts as dead."""
@@ -149,7 +158,7 @@ class Shipper:
             os.write(self._orders(self._process), json.dumps(order).encode() + b"\n")
         except BlockingIOError:
             self._process.kill()
-        except OSError:  # it has ended
+        except (OSError, ValueError):  # it has ended
             pass
 
     @staticmethod

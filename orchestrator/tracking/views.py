@@ -1,7 +1,7 @@
 """Links into MLflow's pages, and the saved views that show runs side by side.
 
 A view is an experiment's tag in a format internal to MLflow's pages (seen in 3.17.2; mlflow is pinned, and tests open
-views in a browser where there is one). `plain_url` is the way without it.
+views in a browser where there is one).
 """
 
 import base64
@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import quote
 
 MODE = "compareRunsMode=CHART&workflowType=machine_learning"
 DRAWN = 20  # runs in a chart, at least; a view of more has them all
@@ -80,12 +79,6 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
 def view_url(uri: str, experiment_id: str, key: str) -> str:
     """Opens the view that `saved` made the key of."""
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&{MODE}"
-
-
-def plain_url(uri: str, experiment_id: str, view: View) -> str:
-    """The same runs in MLflow's own arrangement of charts; ten of them at most are drawn."""
-    order = f"orderByKey={quote(metric_column(view.sort))}&orderByAsc={str(view.ascending).lower()}"
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{MODE}&searchFilter={quote(view.where)}&{order}"
 
 
 def saved(view: View) -> tuple[str, str, str]:
