@@ -1,6 +1,6 @@
 """A run's page in MLflow: what came out, in words, a table and a picture; where its data, code and checkpoints are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,19 +20,31 @@ REASON = 500  # characters of one
 CURVES, CLASSES = "curves", "per_class.json"
 WORST = 5  # classes that are named on the page
 NAME = 60  # characters of a class name there
-# Beside what differs from the defaults, settings that everyone asks for first.
+# Settings that everyone asks for first.
 KEY = ("model.shortcut", "data.lanes", "train.global_batch", "optim.lr", "optim.schedule", "optim.weight_decay",
        "train.seed", "train.precision", "train.reduce")  # fmt: skip
 Row = dict[str, Any]
 
 
 def publish(tracker: Tracker, config: RunConfig, plan: Plan, dataset: Dataset, result: Result,
-            counts: Mapping[str, Any], tags: Mapping[str, str], *, child: bool) -> None:  # fmt: skip
+            counts: Mapping[str, Any], tags: Mapping[str, str], say: Callable[[str], None], *,
+            child: bool) -> None:  # fmt: skip
     """All that a run's page has besides its curves. To be called once the result is known, also of a run that failed.
 
     counts: images and right of each class in the last evaluation, as Ear.classes has them; may be empty. tags: what
-    provenance.tags says, and Ray's job. child: of a study or a sweep, whose own page has the picture.
+    provenance.tags says, and Ray's job. child: of a study or a sweep, whose own page has the picture. Raises nothing: a
+    run has not failed because its page has; say hears why.
     """
+    if config.tracking.uri == "off":
+        return
+    try:
+        _publish(tracker, config, plan, dataset, result, counts, tags, child)
+    except Exception as error:
+        say(f"the run's page in MLflow could not be written ({type(error).__name__}: {error}); please report it")
+
+
+def _publish(tracker: Tracker, config: RunConfig, plan: Plan, dataset: Dataset, result: Result,
+             counts: Mapping[str, Any], tags: Mapping[str, str], child: bool) -> None:  # fmt: skip
     rows = class_rows(dataset.classes, counts["images"], counts["right"]) if counts else []
     pictures = {} if child or not result.curve else figure(result.curve)
     for kind, content in pictures.items():
@@ -204,7 +216,7 @@ def _spaced(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _settings(config: RunConfig) -> str:
     """Those that everyone asks for."""
     values = flatten(config)
-    return "Settings (all are parameters of the run): " + ", ".join(
+    return "Settings (all that decide the result are parameters of the run): " + ", ".join(
         f"{name} {_code(str(values[name]))}" for name in KEY
     )
 

@@ -1,5 +1,6 @@
 """A run's page: what is said, in which order, and what a name or an error may not break."""
 
+import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -209,6 +210,12 @@ def test_figure_is_the_same_for_the_same_curve():
     assert [word for word in ("loss (nats)", "top-1 (%)") if f"<!-- {word} -->".encode() not in first["svg"]] == []
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_figure_of_a_loss_that_is_no_number(loss):
+    """The evaluation may overflow where training still goes on: a gap."""
+    assert drawn([*CURVE[:3], CURVE[3] | {"val_loss": loss}, *CURVE[4:]])[0] == (6, "0.9")
+
+
 def test_figure_of_a_run_that_was_not_evaluated():
     assert page.figure([{"epoch": 1, "train_loss": 2.0, "train_top1": 0.1}])["png"].startswith(b"\x89PNG")
 
@@ -235,9 +242,13 @@ class Tracker(NullTracker):
         self.told.append((name, rows))
 
 
-def published(result=RESULT, counts=COUNTS, child=False):
+def unexpected(text):
+    raise AssertionError(text)
+
+
+def published(result=RESULT, counts=COUNTS, child=False, config=CONFIG, say=unexpected):
     tracker = Tracker()
-    page.publish(tracker, CONFIG, PLAN, DATASET, result, counts, TAGS, child=child)
+    page.publish(tracker, config, PLAN, DATASET, result, counts, TAGS, say, child=child)
     return dict(tracker.told)
 
 
@@ -258,6 +269,18 @@ def test_a_run_of_a_study_or_sweep_gets_no_figure():
     found = published(child=True)
     assert list(found) == ["per_class.json", "tags", "note"]
     assert "![" not in found["note"]
+
+
+def test_without_tracking_nothing_is_drawn(monkeypatch):
+    monkeypatch.setattr(page, "figure", unexpected)
+    assert published(config=CONFIG.replace({"tracking.uri": "off"})) == {}
+
+
+def test_a_page_that_cannot_be_written_costs_the_run_nothing():
+    said = []
+    published(counts={"images": [1], "right": [1]}, say=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("the run's page in MLflow could not be written (ValueError: zip()")
 
 
 def test_a_run_that_failed_before_its_first_epoch_gets_words():

@@ -32,7 +32,7 @@ def sent(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> jour
     """Where the run is: its page was written when nobody knew that."""
     storage = Storage(str(tmp_path_factory.mktemp("run")))
     tracker = open_tracker(Place(storage, 1), "offline", "pages", "a", id="0", params={}, tags={})
-    page.publish(tracker, CONFIG, PLAN, DATASET, RESULT, COUNTS, TAGS, child=False)
+    page.publish(tracker, CONFIG, PLAN, DATASET, RESULT, COUNTS, TAGS, print, child=False)
     assert tracker.run_id is None
     tracker.finish("FINISHED")
     shipment = Shipment(storage, Server(server.uri), lambda _: None)

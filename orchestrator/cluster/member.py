@@ -108,9 +108,10 @@ class RayContext:
         """The last answer from the driver; asks anew every poll_s."""
         if self._stop:
             return True
-        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
-            self._stop, self._reply = ray.get(self._reply), None
-        elif self._reply is None and time.monotonic() - self._asked_at > self._poll_s:
+        reply = self._reply  # other threads send, too
+        if reply is not None and ray.wait([reply], timeout=0)[0]:
+            self._stop, self._reply = ray.get(reply), None
+        elif reply is None and time.monotonic() - self._asked_at > self._poll_s:
             self.send([{"kind": "at", "global_step": step}])
         return self._stop
 
