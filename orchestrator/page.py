@@ -175,7 +175,7 @@ def _facts(config: RunConfig, plan: Plan, dataset: Dataset, result: Result, tags
         "Dataset": f"{_code(config.data.name)}, {plan.train_samples:,} training and {plan.val_samples:,} validation "
         f"images of {plan.classes:,} classes, digest {_code(dataset.digest)}, in {_code(dataset.place)}",
         "Net": f"{arch.name}: {short(plan.parameters)} parameters, {short(plan.multiply_adds)} multiply-adds an image",
-        "Workers": f"{result.world_size} in the end" if result.world_size else "",
+        "Workers": str(result.world_size) if result.world_size else "",
         "Bad images": f"{len(result.bad_images)}, see {_code('bad_images.json')}" if result.bad_images else "",
         "Code": _origin(tags),
         "Ray": ", ".join(f"{word} {_code(tags[key])}" for word, key in RAY.items() if tags.get(key)),

@@ -20,8 +20,8 @@ def content_sha256(root: Path = ROOT) -> str:
 
 def tags() -> dict[str, str]:
     """Tags for MLflow: package hash, git commit and dirty state when known, Ray job and submission id."""
-    found = {"skiplane.package_sha256": content_sha256()} | _git() | _job()
-    return {name: value for name, value in found.items() if value}
+    found = ({"skiplane.package_sha256": content_sha256()}, _git(), _job())
+    return {name: value for tags in found for name, value in tags.items() if value}
 
 
 def _job() -> dict[str, str]:

@@ -85,7 +85,7 @@ def test_the_table_has_the_run_in_one_row():
         f"`{'d' * 64}`, in `s3://data/imagenet`",
         "- **Net:** resnet-50: 25.6 M parameters, 4.09 G multiply-adds an image",
         "- **Code:** commit `c0ffee`, with uncommitted changes; package sha256 `5ec`",
-        "- **Workers:** 64 in the end",
+        "- **Workers:** 64",
         "- **Bad images:** 2, see `bad_images.json`",
         "- **Ray:** job `07000000`, submission `raysubmit_x`",
         "- **Run:** `/runs/a`, its result in `result.json`",
