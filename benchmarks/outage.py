@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from orchestrator.cluster import processes, services
 from pipelines.errors import ClusterError
 
-Kind = Literal["refused", "hung"]
+# refused: it is killed, and its port closed. hung: it stands still, and its port takes connections.
+OUTAGES = {"refused": signal.SIGKILL, "hung": signal.SIGSTOP}
 
 
 class Server:
@@ -33,19 +33,16 @@ class Server:
                 raise ClusterError(f"the MLflow server ended; its last words:\n{processes.tail(self._log, 20)}")
             time.sleep(0.1)
 
-    def leave(self, kind: Kind) -> None:
-        """refused: it is killed, and its port closed. hung: it stands still, and its port takes connections."""
-        number = signal.SIGKILL if kind == "refused" else signal.SIGSTOP
-        while found := processes.members(self._service):
-            for process in found:
-                process.send_signal(number)
-            if number == signal.SIGSTOP:
-                return
+    def leave(self, outage: str) -> None:
+        """Until it comes back; `outage` as in OUTAGES."""
+        for process in processes.members(self._service):
+            process.send_signal(OUTAGES[outage])
+        while outage == "refused" and processes.members(self._service):
             time.sleep(0.01)
 
-    def come_back(self, kind: Kind) -> None:
+    def come_back(self, outage: str) -> None:
         """Returns when it answers."""
-        if kind == "refused":
+        if outage == "refused":
             self.start()
             return
         for process in processes.members(self._service):

@@ -21,7 +21,7 @@ from orchestrator.context import Record
 from orchestrator.progress import TRAINING
 
 SIDE = 640  # of the matrices that a step multiplies: about 5 ms on one core
-QUIET, QUIET_S = 0.3, 15.0  # cores that others use, and how long it is waited until they do not use more
+QUIET = 0.3  # cores that others use
 EPOCH = 100  # steps
 Report = Callable[[Record], object]
 
@@ -37,6 +37,7 @@ class Job:
     bare: int
     steps: int
     every: int
+    settle_s: float
     killed: bool = False  # right after the last step, by SIGKILL
 
     def to_json(self) -> str:
@@ -61,7 +62,7 @@ def train(job: Job, report: Report) -> int:
     """Trains; returns how often `report` raised. A loop without a guard would have ended there, the first time."""
     torch.set_num_threads(1)
     matrix, times, errors = torch.rand(SIDE, SIDE), job.times(), 0
-    _settle()
+    _settle(job.settle_s)
     for row in range(job.bare + job.steps):
         began = time.perf_counter()
         matrix @ matrix
@@ -87,9 +88,9 @@ def metrics(record: Record) -> dict[str, float]:
     return {name: record[key] for key, name in TRAINING.items()} | {"train/epoch": record["global_step"] / EPOCH}
 
 
-def _settle() -> None:
+def _settle(most_s: float) -> None:
     """Until what this process's start has left is gone: Ray's own processes are busy for seconds after it."""
-    limit = time.monotonic() + QUIET_S
+    limit = time.monotonic() + most_s
     while psutil.cpu_percent(1.0) / 100 * (os.cpu_count() or 1) > QUIET and time.monotonic() < limit:
         pass
 

@@ -24,8 +24,9 @@ class Turn:
     bare: int
     points: list[int]
     stored: Mapping[str, Sequence[int]]
-    errors: int
-    after_s: float  # from the last step until nothing more is sent
+    errors: int  # calls that raised
+    after_s: float  # from the last step until all was sent
+    failed: bool = False  # it could not end its run
 
 
 def figures(turn: Turn) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def figures(turn: Turn) -> dict[str, Any]:
         "lost": lost(turn),
         "doubled": sum(len(steps) - len(set(steps)) for steps in turn.stored.values()),
         "errors": turn.errors,
+        "failed": int(turn.failed),
         "after_s": turn.after_s,
     }
 

@@ -3,13 +3,14 @@
     python -m benchmarks.trackers JOB        # as JSON
 
 Those of others are written as their manuals do it. Each opens a run in MLflow, trains, and ends the run. What it tells
-lies in `told.json`: run_id; when it had `trained` and had `sent` everything, seconds since 1970; errors, calls that
-raised.
+lies in `told.json`: run_id; then when it had `trained`, seconds since 1970, and `errors`, how many of its calls raised
+meanwhile; in the end when it had `sent` everything.
 """
 
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ from orchestrator.plan import OFFICIAL, make_plan
 from orchestrator.progress import Ear
 from orchestrator.state.register import Register
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import Tracker, open_tracker
+from orchestrator.tracking import Place, Tracker, open_tracker
 
+RUN = "run"  # below a job's folder: ours
 POLL_S = 0.2  # between two looks of the driver into its mailbox, as in orchestrator/attempts.py
 # A request and one more, a second each: an outage of seconds is to these what one of minutes is to the defaults, which
 # are 7 more, 120 s each, and 245 s of pauses.
@@ -42,9 +44,9 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class Way:
-    """`run(job, tell)` trains and tracks; returns how many reports raised."""
+    """`run(job, tell)` trains and tracks."""
 
-    run: Callable[[Job, Tell], int]
+    run: Callable[[Job, Tell], None]
     says: str
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -60,38 +62,37 @@ def main(argv: list[str]) -> int:
         partial.replace(Path(job.folder, "told.json"))
 
     os.environ.update(way.environment)
-    tell(errors=way.run(job, tell))
+    way.run(job, tell)
     return 0
 
 
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-def _open(job: Job) -> Tracker:
-    return open_tracker(job.uri, "benchmark", job.name, params={}, tags={})
+def _open(job: Job, storage: Storage) -> Tracker:
+    place, waits = Place(storage, lease=1), RunConfig().tracking.wait_seconds
+    return open_tracker(place, job.uri, "benchmark", job.name, id=uuid.uuid4().hex, params={}, tags={}, wait_s=waits)
 
 
 @contextmanager
 def _driver(job: Job, tell: Tell) -> Iterator[Ear]:
     """What hears records in a driver, with a run of its own."""
-    config, storage = RunConfig(), Storage(str(Path(job.folder, "run")))
-    tracker = _open(job)
+    config, storage = RunConfig(), Storage(f"{job.folder}/{RUN}")
+    tracker = _open(job, storage)
     tell(run_id=tracker.run_id)
     plan, register = make_plan(config, OFFICIAL["imagenet"]), Register(storage, {}, edge.say)
     yield Ear(config, plan, register, tracker, edge.say, lambda record: None)
-    tell(trained=time.time())
     tracker.finish("FINISHED")
     tell(sent=time.time())
 
 
-def _in_a_worker(job: Job, tell: Tell) -> int:
+def _in_a_worker(job: Job, tell: Tell) -> None:
     """The training thread is that of a worker on Ray Train; the driver drains its mailbox."""
     from orchestrator.cluster.environment import prepare
 
     prepare(Path(job.folder))
     from orchestrator.cluster.crews import Crews
     from orchestrator.cluster.group import Size
-    from orchestrator.cluster.mailbox import GroupDied
     from orchestrator.cluster.session import session
 
     with session(cpus=1), Crews(idle_s=0) as crews, _driver(job, tell) as ear:
@@ -99,29 +100,26 @@ def _in_a_worker(job: Job, tell: Tell) -> int:
         while not (group.done or group.wait(POLL_S)):
             ear.hear(group.hear())
         ear.hear(group.hear())
-        try:
-            return int(group.outcome()["errors"])
-        except GroupDied:
-            return 0
-        finally:
-            crews.end(group)
+        tell(trained=time.time(), errors=0 if job.killed else group.outcome()["errors"])
+        crews.end(group)
 
 
 def _work(job: Job, context: Any) -> dict[str, Any]:
     return {"errors": train(job, lambda record: context.send([record]))}
 
 
-def _in_one_process(job: Job, tell: Tell) -> int:
+def _in_one_process(job: Job, tell: Tell) -> None:
     """All that the driver does is done on the training thread, too."""
     with _driver(job, tell) as ear:
         context = LocalContext(hear=ear.hear)
-        return train(job, lambda record: context.send([record]))
+        errors = train(job, lambda record: context.send([record]))
+        tell(trained=time.time(), errors=errors)
 
 
 # -- those of others ---------------------------------------------------------------------------------------------------
 
 
-def _mlflow(job: Job, tell: Tell, *, synchronous: bool) -> int:
+def _mlflow(job: Job, tell: Tell, *, synchronous: bool) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(job.uri)
@@ -133,22 +131,21 @@ def _mlflow(job: Job, tell: Tell, *, synchronous: bool) -> int:
             mlflow.log_metrics(metrics(record), step=record["global_step"], synchronous=synchronous)
 
         errors = train(job, report)
-        tell(trained=time.time())
+        tell(trained=time.time(), errors=errors)
         if not synchronous:
             mlflow.flush_async_logging()
     tell(sent=time.time())
-    return errors
 
 
-def _synchronous(job: Job, tell: Tell) -> int:
-    return _mlflow(job, tell, synchronous=True)
+def _synchronous(job: Job, tell: Tell) -> None:
+    _mlflow(job, tell, synchronous=True)
 
 
-def _asynchronous(job: Job, tell: Tell) -> int:
-    return _mlflow(job, tell, synchronous=False)
+def _asynchronous(job: Job, tell: Tell) -> None:
+    _mlflow(job, tell, synchronous=False)
 
 
-def _rays_callback(job: Job, tell: Tell) -> int:
+def _rays_callback(job: Job, tell: Tell) -> None:
     """What Tune's loop does with a report, in the thread that trains: in Tune, too, `report` returns after it, as the
     driver asks a trial for its next result when all callbacks are through with the last."""
     from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -162,10 +159,9 @@ def _rays_callback(job: Job, tell: Tell) -> int:
         callback.log_trial_result(0, trial, metrics(record) | {"training_iteration": record["global_step"]})
 
     errors = train(job, report)
-    tell(trained=time.time())
+    tell(trained=time.time(), errors=errors)
     callback.log_trial_end(trial)
     tell(sent=time.time())
-    return errors
 
 
 @dataclass(frozen=True)

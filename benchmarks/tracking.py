@@ -17,8 +17,10 @@ request for each metric.
 
 A case is what happens, and every how many steps a point is reported. From a quarter of the steps on, for some seconds:
 refused, the server is killed and started again; hung, it stands still (SIGSTOP). killed: the process that trains is,
-right after its last step, by SIGKILL. Lost are the points of which the server has not got everything when the way has
-ended by itself and the server is there.
+right after its last step, by SIGKILL, and what Skiplane's journal has then is sent by hand (`jobs.tracking sync`): with
+worker and driver on one thread the driver dies, too, and what it has not written yet, half a second, is lost here; in a
+run, the next checkpoint brings it again. Lost are the points of which the server has not got everything when the way
+has ended by itself and the server is there.
 """
 
 import argparse
@@ -31,29 +33,35 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.outage import Kind, Server, serving
+from benchmarks.outage import OUTAGES, Server, serving
 from benchmarks.reporting import Job, metrics, point
 from benchmarks.tracked import OURS, RATIOS, Turn, against, figures, summary
-from benchmarks.trackers import WAYS
+from benchmarks.trackers import RUN, WAYS
 from jobs import edge
 from orchestrator.cluster import processes
 from pipelines.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parent.parent
-OUTAGES = ("refused", "hung")
 CONDITIONS = ("healthy", *OUTAGES, "killed")
+CALLBACK = "ray-callback"
 LIMIT_S = 600  # for one turn
 SHOWN = {
     "call_us": "us a point", "call_us_p95": "p95", "call_us_greatest": "greatest", "held_up_s": "held up, s",
     "bare_ms": "bare step, ms", "step_to_bare": "step / bare", "median_step_to_bare": "median step / bare",
     "after_s": "until sent, s",
 }  # fmt: skip
-COUNTED = {"points": "points", "lost": "lost", "doubled": "doubled", "errors": "calls that raised"}
+COUNTED = {
+    "points": "points",
+    "lost": "lost",
+    "doubled": "doubled",
+    "errors": "calls that raised",
+    "failed": "could not end",
+}
 CAPTION = "median (quartiles) of the rounds; counts are of all rounds"
 PARTS = ("median", "low", "high")
 
@@ -65,12 +73,20 @@ class Setting:
     bare: int = 300  # steps
     steps: int = 1000
     away_s: float = 6.0  # of an outage
+    settle_s: float = 15.0  # at most, that a process waits before its first step for others to be quiet
     rounds: int = 3
     cases: tuple[str, ...] = ("healthy:1", "healthy:10", "refused:10", "hung:10", "killed:1")
     ways: tuple[str, ...] = tuple(WAYS)
 
 
-QUICK: dict[str, Any] = {"bare": 50, "steps": 200, "away_s": 2.0, "rounds": 1, "cases": ("healthy:10", "hung:10")}
+QUICK: dict[str, Any] = {
+    "bare": 50,
+    "steps": 200,
+    "away_s": 2.0,
+    "settle_s": 2.0,
+    "rounds": 1,
+    "cases": ("healthy:10", "hung:10"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,47 +113,63 @@ def main(argv: Sequence[str]) -> int:
 def _turns(setting: Setting, number: int) -> Iterator[tuple[str, str]]:
     """(case, way) of a round; every other one goes through the ways from the last to the first."""
     for case in setting.cases:
+        condition, every = _parts(case)
         for name in setting.ways if number % 2 == 0 else setting.ways[::-1]:
-            if name.endswith("-short") and _condition(case) not in OUTAGES:
-                continue
-            if name != "ray-callback" or (_every(case) > 1 and _condition(case) != "killed"):
+            patient = not name.endswith("-short") or condition in OUTAGES
+            if patient and (name != CALLBACK or (every > 1 and condition != "killed")):
                 yield case, name
 
 
 def measure(server: Server, setting: Setting, name: str, case: str, folder: Path) -> Turn:
-    """One turn. Raises ClusterError where the way fails or does not end."""
+    """One turn. Raises ClusterError where the way fails before it has trained, or does not end."""
     folder.mkdir()
-    killed = _condition(case) == "killed"
-    job = Job(name, server.uri, str(folder), folder.name, setting.bare, setting.steps, _every(case), killed)
-    times = job.times()
-    with (folder / "log").open("wb") as log:
+    condition, every = _parts(case)
+    killed = condition == "killed"
+    sizes = {"bare": setting.bare, "steps": setting.steps, "every": every, "settle_s": setting.settle_s}
+    job = Job(name, server.uri, str(folder), folder.name, killed=killed, **sizes)
+    times, told = job.times(), folder / "told.json"
+    code = _run(job, times, server, condition, setting.away_s)
+    found = json.loads(told.read_text()) if told.exists() else {}
+    if ("trained" not in found and not killed) or "run_id" not in found or (code and name == OURS):
+        raise ClusterError(f"{job.name} failed; its last words:\n{processes.tail(folder / 'log', 30)}")
+    failed = "sent" not in found
+    after_s = 0.0 if failed else found["sent"] - found["trained"]
+    if killed:
+        _sync(folder / RUN, server.uri)
+    stored = _stored(server.uri, found["run_id"])
+    return Turn(times, job.bare, job.points, stored, found.get("errors", 0), after_s, failed and not killed)
+
+
+def _run(job: Job, times: Any, server: Server, condition: str, away_s: float) -> int:
+    """Its exit code."""
+    with Path(job.folder, "log").open("wb") as log:
         command = [sys.executable, "-m", "benchmarks.trackers", job.to_json()]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
-        if _condition(case) in OUTAGES:
+        if condition in OUTAGES:
             _reach(job.bare + job.steps // 4, times, process)
-            server.leave(cast(Kind, _condition(case)))
-            time.sleep(setting.away_s)
-            server.come_back(cast(Kind, _condition(case)))
-        process.wait(LIMIT_S)
+            server.leave(condition)
+            time.sleep(away_s)
+            server.come_back(condition)
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{job.name} did not end within {LIMIT_S} s") from error
     finally:
         process.kill()
         process.wait()
-    told = _told(folder, process, killed=killed)
-    after_s = told.get("sent", 0.0) - told.get("trained", 0.0)
-    return Turn(times, job.bare, job.points, _stored(server.uri, told["run_id"]), told.get("errors", 0), after_s)
+
+
+def _sync(run: Path, uri: str) -> None:
+    """Sends what a driver of ours left, as its user would."""
+    if run.exists():
+        command = [sys.executable, "-m", "jobs.tracking", "sync", str(run), "--uri", uri]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def _reach(row: int, times: Any, process: "subprocess.Popen[bytes]") -> None:
     """Until the training is so far, or has ended."""
     while not times[row, 0] and process.poll() is None:
         time.sleep(0.01)
-
-
-def _told(folder: Path, process: "subprocess.Popen[bytes]", *, killed: bool) -> dict[str, Any]:
-    if process.returncode and not killed:
-        raise ClusterError(f"{folder.name} failed; its last words:\n{processes.tail(folder / 'log', 30)}")
-    return dict(json.loads((folder / "told.json").read_text()))
 
 
 def _stored(uri: str, run_id: str) -> dict[str, list[int]]:
@@ -148,12 +180,10 @@ def _stored(uri: str, run_id: str) -> dict[str, list[int]]:
     return {key: [found.step for found in client.get_metric_history(run_id, key)] for key in metrics(point(1))}
 
 
-def _condition(case: str) -> str:
-    return case.partition(":")[0]
-
-
-def _every(case: str) -> int:
-    return int(case.partition(":")[2])
+def _parts(case: str) -> tuple[str, int]:
+    """Condition, and every how many steps a point is reported."""
+    condition, _, every = case.partition(":")
+    return condition, int(every)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
