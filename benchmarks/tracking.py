@@ -125,8 +125,8 @@ def measure(server: Server, setting: Setting, name: str, case: str, folder: Path
     folder.mkdir()
     condition, every = _parts(case)
     killed = condition == "killed"
-    sizes = {"bare": setting.bare, "steps": setting.steps, "every": every, "settle_s": setting.settle_s}
-    job = Job(name, server.uri, str(folder), folder.name, killed=killed, **sizes)
+    about = (name, server.uri, str(folder), folder.name)
+    job = Job(*about, setting.bare, setting.steps, every, setting.settle_s, killed)
     times, told = job.times(), folder / "told.json"
     code = _run(job, times, server, condition, setting.away_s)
     found = json.loads(told.read_text()) if told.exists() else {}
