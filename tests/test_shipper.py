@@ -90,6 +90,21 @@ def test_what_it_says_is_known(stub: Stub, caplog: pytest.LogCaptureFixture) -> 
     ]  # fmt: skip
 
 
+def test_what_is_sent_to_its_end_is_forgotten(stub: Stub) -> None:
+    served = stub.shipper.serve("/runs/a", "http://h")
+    stub.shipper.close("/runs/a", 12)
+    for number in (11, 12):
+        stub.says(f'{{"event": "shipped", "place": "/runs/a", "next": {number}, "refused": 0}}')
+        stub.shipper.kick("/runs/a")
+        assert stub.shipper.wait(lambda number=number: served.next == number, 60)
+        assert served.sent == (number == 12)
+    os.kill(stub.pids[0], signal.SIGKILL)
+    stub.until(lambda: len(stub.pids) == 2)
+    stub.shipper.serve("/runs/b", "http://h")
+    stub.until(lambda: "/runs/b" in stub.heard[-1])
+    assert stub.heard[-2].startswith('{"pid"')  # told of nothing else
+
+
 @pytest.mark.parametrize(("code", "error"), [(2, ConfigError), (4, ClusterError)])
 def test_a_run_that_cannot_be_opened_is_an_error_with_its_code(stub: Stub, code: int, error: type[Exception]) -> None:
     served = stub.shipper.serve("/runs/a", "http://h")
@@ -104,7 +119,7 @@ def test_a_run_that_cannot_be_opened_is_an_error_with_its_code(stub: Stub, code:
 def test_it_is_started_again_and_told_all_that_still_holds(stub: Stub) -> None:
     for place in ("/runs/a", "/runs/b", "/runs/c"):
         stub.shipper.serve(place, "http://h")
-    stub.shipper.close("/runs/b")
+    stub.shipper.close("/runs/b", 10)
     stub.shipper.forget("/runs/c")
     stub.shipper.hurry()
     stub.until(lambda: '{"do": "hurry"}' in stub.heard)

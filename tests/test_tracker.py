@@ -47,15 +47,16 @@ class Shipper:
 
     def serve(self, place: str, uri: str) -> Served:
         self.orders.append(("serve", place))
-        served = Served(uri)
+        self.served = served = Served(uri)
         self.opens(place, served)
         return served
 
     def kick(self, place: str) -> None:
         pass
 
-    def close(self, place: str) -> None:
+    def close(self, place: str, records: int) -> None:
         self.orders.append(("close", place))
+        self.served.records = records
 
     def forget(self, place: str) -> None:
         self.orders.append(("forget", place))

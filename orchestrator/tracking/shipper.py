@@ -33,13 +33,18 @@ class Served:
     """What is known of a run that is sent."""
 
     uri: str
-    closing: bool = False
+    records: int | None = None  # in its journal, once that is complete
     experiment_id: str | None = None
     run_id: str | None = None
     opened: bool = False  # whether this submission is known to the server
     failed: tuple[int, str] | None = None  # (exit code, why it cannot be opened)
     next: int = 0
     refused: int = 0
+
+    @property
+    def sent(self) -> bool:
+        """Whether nothing is left, and nothing more comes."""
+        return self.records is not None and self.next >= self.records
 
     def check(self) -> None:
         """Raises ConfigError or ClusterError where the run cannot be opened."""
@@ -74,12 +79,14 @@ class Shipper:
         with self._changed:
             self._tell({"do": "kick", "place": place})
 
-    def close(self, place: str) -> None:
-        """A journal is complete: it is sent to its end, and then forgotten."""
+    def close(self, place: str, records: int) -> None:
+        """A journal is complete, with so many records: it is sent to its end, and then forgotten."""
         with self._changed:
-            if place in self._runs:
-                self._runs[place].closing = True
+            if served := self._runs.get(place):
+                served.records = records
                 self._tell({"do": "close", "place": place})
+                if served.sent:
+                    self._runs.pop(place)
 
     def forget(self, place: str) -> None:
         """A journal is not to be sent any further."""
@@ -137,7 +144,7 @@ class Shipper:
             os.set_blocking(self._orders(process), False)
             for place, served in self._runs.items():
                 self._tell({"do": "serve", "place": place, "uri": served.uri})
-                if served.closing:
+                if served.records is not None:
                     self._tell({"do": "close", "place": place})
             if self._hurry:
                 self._tell({"do": "hurry"})
@@ -186,6 +193,8 @@ class Shipper:
             log.warning("%s", said["text"])
         elif served and event == "shipped":
             served.next, served.refused = said["next"], said["refused"]
+            if served.sent:
+                self._runs.pop(said["place"])
         elif event == "refused":
             log.warning("MLflow refused, and will not have: %s", said["text"])
 

@@ -121,10 +121,10 @@ class JournalTracker:
         if self._sent is None:
             return Shipped(records - lost)
         sending, served = self._sent
-        sending.close(self._place)
+        sending.close(self._place, records - lost)
         if self._patient:
             sending.hurry()
-        sending.wait(lambda: served.next >= records - lost or self._gives_up(sending, served), self._wait_s)
+        sending.wait(lambda: served.sent or self._gives_up(sending, served), self._wait_s)
         return Shipped(records - lost, served.next, served.refused)
 
     def _gives_up(self, sending: Shipper, served: Served) -> bool:
@@ -183,18 +183,17 @@ def add_last(place: Place, uri: str, status: str, tags: Mapping[str, str]) -> No
         return
     now = time.time_ns() // 1_000_000
     journal.Writer(place.storage, place.lease).append([to_line(Tags(dict(tags))), to_line(Status(status, now))])
-    _send(place.storage.place, uri)
+    _send(place.storage, uri)
 
 
 def send_rest(storages: Iterable[Storage], uri: str, wait_s: float) -> Shipped:
     """Sends what other drivers have left, for `wait_s` at most: how far all of it is then."""
-    waiting = [(storage, count) for storage in storages if (count := journal.end(storage)) > acknowledged(storage)]
-    served = [_send(storage.place, uri) for storage, _ in waiting]
-    if not waiting or None in served:
+    found = (_send(storage, uri) for storage in storages if journal.end(storage) > acknowledged(storage))
+    if not (served := [one for one in found if one is not None]):
         return Shipped()
-    ends = [(one, count) for one, (_, count) in zip(served, waiting, strict=True) if one is not None]
-    shipper().wait(lambda: shipper().away or all(one.failed or one.next >= count for one, count in ends), wait_s)
-    return Shipped(sum(count for _, count in ends), sum(one.next for one, _ in ends), sum(o.refused for o, _ in ends))
+    shipper().wait(lambda: shipper().away or all(one.failed or one.sent for one in served), wait_s)
+    records, shipped = sum(one.records or 0 for one in served), sum(one.next for one in served)
+    return Shipped(records, shipped, sum(one.refused for one in served))
 
 
 def acknowledged(storage: Storage) -> int:
@@ -203,12 +202,12 @@ def acknowledged(storage: Storage) -> int:
     return known.next if known else 0
 
 
-def _send(place: str, uri: str) -> Served | None:
+def _send(storage: Storage, uri: str) -> Served | None:
     """What is in a journal now, to its end; nothing where nothing is sent."""
     if uri in (OFF, OFFLINE):
         return None
-    served = shipper().serve(place, uri)
-    shipper().close(place)
+    served = shipper().serve(storage.place, uri)
+    shipper().close(storage.place, journal.end(storage))
     return served
 
 
