@@ -91,10 +91,9 @@ def test_a_stranger_loads_it_by_number_and_by_alias(database, exported):
     """In a process that knows MLflow and no Skiplane, with the line that we print; logits are the same bits."""
     _, run = ended_run(database)
     uri = log_model(database, run.info.run_id, exported, register="digits", alias="champion")
-    for name in (uri, "models:/digits@champion"):
-        load, _ = how_to_use(database, name)
-        told = json.loads(at("sqlite:////nowhere/mlflow.db", load + LOGITS))
-        assert told == [exported.module(pixels(count)).tolist() for count in (1, 2, 5)]
+    lines = [how_to_use(database, name)[0] for name in (uri, "models:/digits@champion")]
+    told = at("sqlite:////nowhere/mlflow.db", "".join(line + LOGITS for line in lines)).splitlines()
+    assert [json.loads(line) for line in told] == [[exported.module(pixels(n)).tolist() for n in (1, 2, 5)]] * 2
 
 
 def test_what_the_model_says_of_itself(database, exported):
@@ -216,9 +215,25 @@ def test_what_will_never_be_taken_is_refused(database, exported):
     ):
         log_model(database, run.info.run_id, exported, alias="champion")
     assert not models_of(client, run)
-    with pytest.raises(Refused, match="a/b"):
+    with pytest.raises(Refused, match=r"^models:/m-\w+ is logged, but cannot be registered as 'a/b': "):
         log_model(database, run.info.run_id, exported, register="a/b")
     assert len(models_of(client, run)) == 1
+
+
+def test_who_may_not_register_has_the_model_and_waits_for_nobody(database, exported, monkeypatch):
+    """A 403 for the registry alone would else hold up the run's journal for ever."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+    def denied(*_, **__):
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    client, run = ended_run(database)
+    monkeypatch.setattr(MlflowClient, "create_model_version", denied)
+    with pytest.raises(Refused, match=r"is logged, but cannot be registered as 'theirs': .*Permission denied"):
+        log_model(database, run.info.run_id, exported, register="theirs")
+    assert [str(model.status) for model in models_of(client, run)] == ["READY"]
 
 
 class Untraceable(Classifier):
@@ -286,9 +301,12 @@ def scored(port, images):
 
 
 def test_a_server_keeps_it_and_mlflow_serves_it(exported, tmp_path, monkeypatch):
-    """`mlflow server` with the artifacts behind it, `mlflow models serve` as the printed line says, no pickle."""
+    """`mlflow server` that asks for a password and has the artifacts behind it; `mlflow models serve` as the printed
+    line says, without pickle."""
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    with MlflowServer(tmp_path, sqlite(tmp_path), auth=False) as server:
+    with MlflowServer(tmp_path, sqlite(tmp_path), auth=True) as server:
+        for name, value in server.client.items():
+            monkeypatch.setenv(name, value)
         client, run = ended_run(server.uri)
         uri = log_model(server.uri, run.info.run_id, exported, register="digits", alias="champion")
         assert log_model(server.uri, run.info.run_id, exported, register="digits", alias="champion") == uri

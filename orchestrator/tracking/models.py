@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.export import Exported
 from orchestrator.tracking.address import without_password
 from orchestrator.tracking.connection import connect
-from orchestrator.tracking.failures import Refused, line, told
+from orchestrator.tracking.failures import Denied, Refused, line, told
 from pipelines.errors import ConfigError
 
 CLASS_NAMES = "class_names.json"  # beside MLmodel
@@ -42,9 +42,8 @@ def log_model(uri: str, run_id: str, exported: Exported, *, register: str = "", 
     if model is None or not _ready(model):
         with tempfile.TemporaryDirectory() as folder:
             model = _log(client, run, exported, model, Path(folder, "model"))
-    with told():
-        if register:
-            _register(client, model, register, alias)
+    if register:
+        _register(client, model, register, alias)
     return _uri(model)
 
 
@@ -152,7 +151,16 @@ def _link(client: Any, run: Any, model: Any, step: int) -> None:
 
 
 def _register(client: Any, model: Any, name: str, alias: str) -> None:
-    _registered(client, name)
+    """Who may log and not register waits for nobody: the model is there, and can be registered later."""
+    try:
+        with told():
+            _registered(client, name)
+            _versioned(client, model, name, alias)
+    except (Refused, Denied) as error:
+        raise Refused(f"{_uri(model)} is logged, but cannot be registered as '{name}': {error}") from error
+
+
+def _versioned(client: Any, model: Any, name: str, alias: str) -> None:
     found = client.search_model_versions(f"name = '{name}'")
     versions = [known.version for known in found if known.source in (model.artifact_location, _uri(model))]
     number = versions[0] if versions else _new_version(client, model, name)
