@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from orchestrator import figures, provenance
+from orchestrator import figures, page, provenance
 from orchestrator.config import RunConfig
 from orchestrator.settings import sentences
 from orchestrator.state.lease import lease
@@ -168,7 +168,8 @@ def _track(tracker: Tracker, study: Study) -> None:
     tracker.tags({"skiplane.degradation": str(study.degradation).lower(),
                   "skiplane.residual_converges_faster": str(study.residual_converges_faster).lower()})  # fmt: skip
     link = f"[Curves side by side]({study.mlflow_url})"
-    tracker.note(f"{study.verdict}\n\n{link}\n\n{figures.table_markdown(study.nets)}")
+    picture = page.image("figure4.svg", "Training and validation error by epoch")
+    tracker.note(f"{study.verdict}\n\n{link}\n\n{picture}\n\n{figures.table_markdown(study.nets)}")
     for kind, content in figures.figure4(study.nets).items():
         tracker.file(content, f"figure4.{kind}")
     tracker.file(json.dumps(asdict(study), indent=1).encode(), "result.json")

@@ -12,12 +12,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import provenance
+from orchestrator import page, provenance
 from orchestrator.attempts import Attempts
 from orchestrator.cluster.crews import Crews
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.room import Room, find_workers
-from orchestrator.cluster.session import session
+from orchestrator.cluster.session import job_id, session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.plan import Plan, counts_of, make_plan
 from orchestrator.progress import Ear, Lines, Show
@@ -122,6 +122,7 @@ class _Life:
         self.tracker: Tracker = NullTracker()
         self.stop = Stop()
         self.attempts: Attempts | None = None
+        self.origin = provenance.tags()
 
     def live(self, child: bool, title: str, tags: dict[str, str], stop: Stop | None, crews: Crews | None) -> Result:
         """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
@@ -241,7 +242,7 @@ class _Life:
 
     def _tags(self) -> dict[str, str]:
         arch = self.config.model.arch(self.plan.classes)
-        return provenance.tags() | {
+        return self.origin | {
             "skiplane.kind": "train",
             "skiplane.run": self.config.name,
             "skiplane.arch": arch.name,
@@ -255,6 +256,7 @@ class _Life:
         self.held.confirm()
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": result.status, "skiplane.weights_sha256": str(result.weights_sha256)})
+        self._publish(result)
         kept, tracking = result.best_checkpoint or result.checkpoint, self.config.tracking
         if result.status == "finished" and kept and tracking.model and not self.child:  # a child's is its parent's
             self.tracker.model(kept, tracking.register_as, tracking.alias)
@@ -286,7 +288,15 @@ class _Life:
         self.held.confirm()
         write_result(self.storage, result)
         self.tracker.tags({"skiplane.state": status, "skiplane.reason": reason[:500]})
+        self._publish(result)
         return result
+
+    def _publish(self, result: Result) -> None:
+        counts = self.attempts.ear.classes if self.attempts else {}
+        tags = self.origin | {"ray.job_id": job_id()}
+        page.publish(
+            self.tracker, self.config, self.plan, self.dataset, result, counts, tags, self.say, child=self.child
+        )
 
     def _compose(self, summary: dict[str, Any]) -> Result:
         names, best, tried = self.checkpoints.names(), self.checkpoints.best_name(), self.attempts

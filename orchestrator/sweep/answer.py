@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator import page
 from orchestrator.config import RunConfig, TrackingConfig
 from orchestrator.state.records import read_result
 from orchestrator.state.storage import Storage
@@ -16,6 +17,7 @@ from orchestrator.sweep.trial import Trial
 from orchestrator.tracking import Tracker
 
 RECIPE = "best.yaml"
+RUN_ID_ROOM = 24  # by which the picture's address grows when the run's id is filled in
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,22 @@ def track(tracker: Tracker, found: Answer, trials: Sequence[Trial], names: Seque
           config: TrackingConfig) -> None:  # fmt: skip
     """The sweep's run in MLflow: table as its description, figure, recipe and result as files, the best one's model."""
     tracker.tags({"skiplane.state": found.status, "skiplane.best": found.best or ""})
-    head = f"[All trials, best first]({found.mlflow_url})\n\n" if found.mlflow_url else ""
-    if found.command is not None:
-        head += f"The best one by itself: `{found.command}`\n\n"
-    tracker.note(head + table.ranking_markdown(trials, names, found.metric, room=table.NOTE - len(head)))
+    head = _head(found, trials)
+    tracker.note(head + table.ranking_markdown(trials, names, found.metric, room=table.NOTE - len(head) - RUN_ID_ROOM))
     if config.model and found.status == "finished" and found.best and (best := _best_checkpoint(storage, found.best)):
         tracker.model(best, config.register_as, config.alias)
     for name in ("pareto.svg", "pareto.png", RECIPE, "result.json"):
         if content := storage.read(name):
             tracker.file(content, name)
+
+
+def _head(found: Answer, trials: Sequence[Trial]) -> str:
+    """The result first: what is seen before the description is unfolded."""
+    parts = [f"[All trials, best first]({found.mlflow_url})"] if found.mlflow_url else []
+    if (best := ranking.best(trials, found.metric)) is not None:
+        parts.insert(0, f"**Best of {len(trials)} trials: {best.title}, {table.scored(best, found.metric)}**")
+        parts += [f"By itself: `{found.command}`", page.image("pareto.svg", "Top-1 beside the net's multiply-adds")]
+    return "".join(f"{part}\n\n" for part in parts)
 
 
 def _best_checkpoint(storage: Storage, trial: str) -> str | None:
