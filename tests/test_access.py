@@ -186,6 +186,13 @@ def test_no_is_a_setting_to_change(shell: pytest.MonkeyPatch, status: int, said:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_is_an_answer_to_who_only_asks_for_one(shell: pytest.MonkeyPatch, status: int) -> None:
+    with Asked(status) as server:
+        address.answers(server.uri)
+    assert server.seen == [None]
+
+
 def test_wrong_password_in_the_uri_is_not_shown(shell: pytest.MonkeyPatch) -> None:
     with Asked(401) as server, pytest.raises(ConfigError, match="does not take the password of user 'me'") as caught:
         address.probe(server.uri.replace("//", "//me:secret@"))

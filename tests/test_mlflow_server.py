@@ -13,7 +13,7 @@ from tests.mlflow_servers import ADMIN, PASSWORD, SHIPPED, MlflowServer, Postgre
 from tests.servers import S3Server
 
 ANNA, ANNAS = "anna", "another-long-password"
-FOLDER, API = Path(sys.executable).parent, "/api/2.0/mlflow"
+ROOT, FOLDER, API = Path(__file__).parent.parent, Path(sys.executable).parent, "/api/2.0/mlflow"
 CLOSED = (
     *("/", "/version", "/metrics", "/graphql", "/signup", "/v1/traces", "/gateway/any", f"{API}/experiments/search"),
     *("/api/2.0/mlflow-artifacts/artifacts", "/ajax-api/3.0/jobs/", "/ajax-api/3.0/mlflow/assistant/config"),
@@ -153,6 +153,57 @@ def test_a_user_sees_nothing_until_he_is_let_in(server: MlflowServer, client, an
     readme(server, "grant_user_permission", changes={"1": experiment})
     assert ask(server, page, anna)[0] == 200
     assert ask(server, f"{API}/experiments/create", anna, "POST", json={"name": "hers"})[0] == 200
+
+
+def tracked(server: MlflowServer, folder: Path, experiment: str, known: Mapping[str, str]) -> str:
+    """Opens a run in a process of its own, with variables of MLflow; returns the error's kind and sentence."""
+    script = f"""
+import sys
+from orchestrator.state.storage import Storage
+from orchestrator.tracking import Place, look_for_server, open_tracker
+from pipelines.errors import SkiplaneError
+storage = Storage({str(folder)!r})
+try:
+    look_for_server(storage, {server.uri!r})
+    open_tracker(Place(storage, 1), {server.uri!r}, {experiment!r}, "run", id="0" * 32, params={{}}, tags={{}})
+except SkiplaneError as error:
+    print(type(error).__name__, error)
+"""
+    shell = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    shell |= {f"MLFLOW_TRACKING_{name}": value for name, value in known.items()} | {"HOME": str(folder)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=shell, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "wrong" not in done.stdout + done.stderr
+    assert ANNAS not in done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({}, "asks for a user and a password (status 401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ({"USERNAME": ANNA, "PASSWORD": "wrong"}, "does not take the password of user 'anna' (status 401); correct"),
+    ],
+)
+def test_a_run_is_refused_at_the_start_without_its_password(
+    server: MlflowServer, anna: tuple[str, str], tmp_path: Path, known: dict[str, str], said: str
+) -> None:
+    told = tracked(server, tmp_path, "any", known)
+    assert told.startswith("ConfigError MLflow at http://127.0.0.1:")
+    assert said in told
+
+
+@pytest.mark.slow
+def test_a_run_in_an_experiment_that_is_not_ones_own(
+    server: MlflowServer, client, anna: tuple[str, str], tmp_path: Path
+) -> None:
+    client.create_experiment("not hers")
+    known = {"USERNAME": ANNA, "PASSWORD": ANNAS}
+    told = tracked(server, tmp_path / "a", "not hers", known)
+    assert told.startswith("ConfigError MLflow at http://127.0.0.1:")
+    assert "MLFLOW_TRACKING_USERNAME" in told
+    assert tracked(server, tmp_path / "b", "hers too", known) == ""
 
 
 @pytest.mark.slow

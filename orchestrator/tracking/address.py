@@ -4,6 +4,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.tracking.access import AUTHORITY, Access, denied
@@ -15,9 +16,12 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306}
 
 
 def answers(uri: str) -> None:
-    """Raises ConfigError for a URI that cannot be used, ClusterError where nobody answers there; writes nothing."""
+    """Raises ConfigError for a URI that cannot be used, ClusterError where nobody answers there; writes nothing.
+
+    A no is an answer: what is on its way to a server waits for a password, and is not given up.
+    """
     check(uri)
-    probe(uri)
+    probe(uri, enter=False)
 
 
 def check(uri: str) -> None:
@@ -35,15 +39,16 @@ def check(uri: str) -> None:
                           f"sqlite:////ABSOLUTE/mlflow.db (MLflow's plain folders are out of service)")  # fmt: skip
 
 
-def probe(uri: str) -> None:
-    """Raises ClusterError where nobody answers at a server's address, and ConfigError where this user is not let in or
-    the certificate is not trusted; a file is not asked.
+def probe(uri: str, enter: bool = True) -> None:
+    """Raises ClusterError where nobody answers at a server's address, and ConfigError where the certificate is not
+    trusted or, to `enter`, this user is not let in; a file is not asked.
 
     In a thread, because no timeout covers looking up a name.
     """
     if uri.startswith("sqlite:"):
         return
-    ask = _ask_server if uri.startswith(("http://", "https://")) else _ask_database
+    http = uri.startswith(("http://", "https://"))
+    ask = partial(_ask_server, enter=enter) if http else _ask_database
     answer: queue.Queue[SkiplaneError | str] = queue.Queue()
     threading.Thread(target=lambda: answer.put(_heard(ask, uri)), name="skiplane-probe", daemon=True).start()
     try:
@@ -67,7 +72,7 @@ def _heard(ask: Callable[[str], str], uri: str) -> SkiplaneError | str:
         return _cause(error)
 
 
-def _ask_server(uri: str) -> str:
+def _ask_server(uri: str, enter: bool) -> str:
     """Why there was no answer; nothing where there was. As MLflow asks: with its variables, by its HTTP library."""
     import requests
 
@@ -78,7 +83,7 @@ def _ask_server(uri: str) -> str:
     except requests.exceptions.SSLError as error:
         raise ConfigError(f"MLflow at {shown} is not trusted ({_cause(error)}); set {AUTHORITY} to the file of its "
                           f"authority's certificate") from error  # fmt: skip
-    if answer.status_code in (401, 403) and not access.other_way:
+    if enter and answer.status_code in (401, 403) and not access.other_way:
         raise denied(answer.status_code, shown, access)
     return f"status {answer.status_code}" if answer.status_code >= 500 else ""
 
