@@ -66,7 +66,7 @@ def _status(args: argparse.Namespace) -> int:
         counts = (f"{count:,}" for count in (standing.records, standing.shipped, standing.waiting, standing.refused))
         where = (standing.ack.uri, standing.ack.run_id) if standing.ack else ("none yet", "")
         table.add_row(standing.place, *counts, *where, standing.url)
-    Console(width=None if Console().is_terminal else 240).print(table)
+    Console(width=None if Console().is_terminal else 300).print(table)
     return 0
 
 

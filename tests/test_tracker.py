@@ -179,7 +179,10 @@ def test_a_storage_that_fails_is_tried_again_and_holds_nobody_up(
 
 def test_links_have_no_password(shipper: Shipper, storage: Storage) -> None:
     tracker = opened(storage)
-    assert (tracker.run_id, tracker.url) == ("run1", "http://h:5000/#/experiments/7/runs/run1")
+    assert (tracker.run_id, tracker.url) == (
+        "run1",
+        "http://h:5000/#/experiments/7/runs/run1?workflowType=machine_learning",
+    )
     link = tracker.view(study_view("demo", "run1", 4))
     assert link is not None
     assert link.startswith("http://h:5000/#/experiments/7/runs?viewStateShareKey=")
@@ -216,7 +219,10 @@ def test_a_run_that_is_known_goes_on_without_its_server(shipper: Shipper, storag
     is_away(shipper)
     again = opened(storage, lease=2)
     again.metrics(points(0, 3))
-    assert (again.run_id, again.url) == ("run1", "http://h:5000/#/experiments/7/runs/run1")
+    assert (again.run_id, again.url) == (
+        "run1",
+        "http://h:5000/#/experiments/7/runs/run1?workflowType=machine_learning",
+    )
     assert again.finish("FINISHED") == Shipped(7, 0, 0)
 
 

@@ -20,6 +20,7 @@ from tests.receivers import FakeServer, away
 
 slow = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 NOBODY = "http://me:secret@127.0.0.1:1"  # where nothing listens
+PAGE = f"http://127.0.0.1:1/#/experiments/3/runs/{'r' * 32}?workflowType=machine_learning"
 
 
 def point(step: int) -> Points:
@@ -120,7 +121,7 @@ def test_status_asks_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str
     told = json.loads(capsys.readouterr().out)
     assert told == [
         {"run": str(study), "records": 2, "shipped": 2, "waiting": 0, "refused": 0, "server": "http://127.0.0.1:1",
-         "mlflow_run_id": "r" * 32, "url": f"http://127.0.0.1:1/#/experiments/3/runs/{'r' * 32}"},
+         "mlflow_run_id": "r" * 32, "url": PAGE},
         {"run": str(study / "plain-18-s0"), "records": 22, "shipped": 12, "waiting": 10, "refused": 2,
          "server": "sqlite:////a.db", "mlflow_run_id": "s" * 32, "url": None},
         {"run": str(study / "resnet-18-s0"), "records": 22, "shipped": 0, "waiting": 22, "refused": 0, "server": None,
@@ -135,8 +136,7 @@ def test_status_is_a_table(tmp_path, capsys: pytest.CaptureFixture[str], monkeyp
     assert tracking.main(["status", "demo"]) == 0
     head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["run", "records", "shipped", "waiting", "refused", "server", "MLflow", "run", "page"]
-    assert rows[0][1:] == ["2", "1", "1", "0", "http://127.0.0.1:1", "r" * 32,
-                           f"http://127.0.0.1:1/#/experiments/3/runs/{'r' * 32}"]  # fmt: skip
+    assert rows[0][1:] == ["2", "1", "1", "0", "http://127.0.0.1:1", "r" * 32, PAGE]
     assert rows[1] == [str(study / "plain-18-s0"), "22", "0", "22", "0", "none", "yet"]
     assert len(rows) == 3
 

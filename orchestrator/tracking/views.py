@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MODE = "compareRunsMode=CHART&workflowType=machine_learning"
+TRAINING = "workflowType=machine_learning"  # else the pages show a run as an evaluation of language models
+MODE = f"compareRunsMode=CHART&{TRAINING}"
 DRAWN = 20  # runs in a chart, at least; a view of more has them all
 
 
@@ -73,7 +74,7 @@ def metric_column(metric: str) -> str:
 
 def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     """The page of one run."""
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING}"
 
 
 def view_url(uri: str, experiment_id: str, key: str) -> str:
