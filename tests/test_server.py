@@ -1,6 +1,7 @@
 """The door to MLflow over SQLite: runs are made once, taken up, and given what they lack; what is refused is found."""
 
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -50,11 +51,22 @@ def test_nothing_to_send_is_not_sent() -> None:
 # -- what failures mean ------------------------------------------------------------------------------------------------
 
 
-def of_mlflow(code: str) -> Exception:
+def of_mlflow(code: str, why: str = "why") -> Exception:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import ErrorCode
 
-    return MlflowException("why\nand a stack", error_code=ErrorCode.Value(code))
+    return MlflowException(f"{why}\nand a stack", error_code=ErrorCode.Value(code))
+
+
+def of_database(error: str, why: str) -> Exception:
+    """As MLflow's server passes them on: all of them as a bad request."""
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    kind = getattr(sqlalchemy.exc, error)
+    said = kind(why, code="3o7r") if error == "TimeoutError" else kind("INSERT INTO ...", {}, Exception(why))
+    return MlflowException(said, error_code=BAD_REQUEST)
 
 
 def of_http(status: int) -> Exception:
@@ -76,16 +88,23 @@ def of_http(status: int) -> Exception:
         (lambda: of_mlflow("INTERNAL_ERROR"), Unreachable, Unreachable),
         (lambda: of_mlflow("TEMPORARILY_UNAVAILABLE"), Unreachable, Unreachable),
         (lambda: of_mlflow("REQUEST_LIMIT_EXCEEDED"), Unreachable, Unreachable),
+        (lambda: of_database("DataError", "text fields cannot contain NUL"), Refused, Refused),
+        (lambda: of_database("TimeoutError", "QueuePool limit of size 5 reached"), Unreachable, Unreachable),
+        (lambda: of_database("InterfaceError", "the connection is closed"), Unreachable, Unreachable),
+        (lambda: of_mlflow("INTERNAL_ERROR", "failed with error code 413 != 200"), Refused, Refused),
         (lambda: of_http(503), Unreachable, Unreachable),
         (lambda: of_http(500), Unreachable, Refused),  # the artifacts' own store, which may be wrong for ever
         (lambda: of_http(403), Unreachable, Refused),
         (lambda: ConnectionResetError("Connection reset by peer"), Unreachable, Refused),
-        (lambda: ValueError("a bug"), Unreachable, Refused),
+        (lambda: ValueError("Value out of range: 2"), Refused, Refused),  # of protobuf
+        (lambda: "\udc80".encode(), Refused, Refused),
+        (lambda: json.loads("<html>"), Unreachable, Refused),
+        (lambda: KeyError("a bug"), Unreachable, Refused),
         (lambda: ConfigError("said already"), ConfigError, ConfigError),
     ],
 )
 def test_failures_that_pass_and_failures_that_stay(
-    error: Callable[[], Exception], points: type[Exception], artifacts: type[Exception]
+    error: Callable[[], Any], points: type[Exception], artifacts: type[Exception]
 ) -> None:
     for kind, of_artifacts in ((points, False), (artifacts, True)):
         with pytest.raises(kind) as caught, told(of_artifacts):
@@ -254,6 +273,16 @@ class TestDeliver:
         assert all("b%" in part.reason for part in aside[:3])
         history = server.history(run_id)
         assert (len(history["a"]), len(history["b"])) == (1500, 1497)
+        assert server.client.get_run(run_id).data.tags["t"] == "x"
+
+    @pytest.mark.parametrize(
+        "record", [Tags({"a": "\udc80"}), Points(2**70, 1, {"a": 1.0}), Points(1, 2**70, {"a": 1.0})]
+    )
+    def test_what_the_database_cannot_hold(self, server: Server, storage: Storage, run_id: str, record: Any) -> None:
+        """It holds nothing up."""
+        records = [(1, Points(1, 1, {"a": 1.0})), (2, record), (3, Tags({"t": "x"}))]
+        assert [(part.number, part.record) for part in server.deliver(run_id, records, storage)] == [(2, record)]
+        assert server.history(run_id) == {"a": [(1, 1, 1.0)]}
         assert server.client.get_run(run_id).data.tags["t"] == "x"
 
     def test_files_and_models_that_are_not_there(self, server: Server, storage: Storage, run_id: str) -> None:

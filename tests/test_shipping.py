@@ -151,12 +151,12 @@ def test_what_was_closed_is_forgotten_when_all_is_sent(bench: Bench) -> None:
 
 def test_refusals_are_told(bench: Bench) -> None:
     bench.server.refuses = lambda record: isinstance(record, Tags)
-    bench.write("a", opening("a"), Tags({"x": "y"}), point(0))
+    bench.write("a", opening("a"), Tags({"x": "y"}), Tags({"x": "z"}), point(0))
     bench.order("serve", "a")
     shipped, refused = bench.until("refused", "a")[-2:]
-    assert (shipped["next"], shipped["refused"]) == (3, 1)
+    assert (shipped["next"], shipped["refused"]) == (4, 2)
     assert refused["text"] == (
-        f"1 items of {bench.place('a')}, such as record 1 (I do not like it); see tracking/refused.jsonl there"
+        f"record 1 of {bench.place('a')} (I do not like it), and 1 more; see tracking/refused.jsonl there"
     )
 
 
@@ -199,7 +199,7 @@ def test_a_server_that_is_away_is_asked_for_one_run_at_a_time(bench: Bench, monk
 
 
 def test_storage_that_is_away_is_an_outage_of_that_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, names = {bench.place("a")}, Storage.names
+    gone, names = set[str](), Storage.names
 
     def listed(storage: Storage, prefix: str = "") -> list[str]:
         if storage.place in gone:
@@ -207,16 +207,15 @@ def test_storage_that_is_away_is_an_outage_of_that_run(bench: Bench, monkeypatch
         return names(storage, prefix)
 
     monkeypatch.setattr(Storage, "names", listed)
+    bench.write("a", opening("a"))
     bench.write("b", opening("b"))
+    gone.add(bench.place("a"))
     bench.order("serve", "a")
     assert bench.until("away")[-1]["text"] == "cluster.storage: a cannot be listed"
     bench.order("serve", "b")
     bench.until("opened", "b")
     gone.clear()
-    bench.write("a", opening("a"))
-    bench.until("back")
-    bench.order("kick", "a")
-    bench.until("opened", "a")
+    assert [event["place"] for event in bench.until("back") if event["event"] == "opened"] == [bench.place("a")]
 
 
 def test_a_part_waits_for_the_run_above_and_then_goes_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

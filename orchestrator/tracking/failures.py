@@ -1,12 +1,18 @@
 """What MLflow's failures mean: those that pass, and those that stay."""
 
 import contextlib
+import re
 from collections.abc import Iterator
+from typing import Any
 
 from pipelines.errors import SkiplaneError
 
 # Trying again cannot help: the request itself is wrong, or what it is about is gone.
-PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
+PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+# MLflow says BAD_REQUEST for whatever its database says, also when that has run out of connections or is being moved;
+# this in the text is SQLAlchemy's name for a value that the database cannot hold, such as a NUL in PostgreSQL.
+BAD_VALUE = re.compile(r"sqlalche\.me/e/\d+/9h9h")
+TOO_LARGE = "error code 413"  # by a proxy: in halves it goes through
 # The server asks who is there. Somebody may put it right, so for points of a run this passes.
 DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 BUSY = (429, 502, 503, 504)  # of whatever stands before the server
@@ -42,18 +48,26 @@ def told(artifacts: bool = False) -> Iterator[None]:
     except (Unreachable, Refused, SkiplaneError):
         raise
     except MlflowException as error:
-        raise _kind(error.error_code)(line(error)) from error
+        raise _kind(error)(line(error)) from error
     except requests.HTTPError as error:
         passes = error.response is not None and error.response.status_code in BUSY
         raise (Unreachable if passes or not artifacts else Refused)(line(error)) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise Unreachable(line(error)) from error
     except Exception as error:
-        raise (Refused if artifacts else Unreachable)(line(error)) from error
+        raise (Refused if artifacts or _wrong(error) else Unreachable)(line(error)) from error
 
 
-def _kind(code: str) -> type[Exception]:
-    return Refused if code in PERMANENT else Denied if code in DENIED else Unreachable
+def _kind(error: Any) -> type[Exception]:
+    text = str(error)
+    if error.error_code in PERMANENT or TOO_LARGE in text or BAD_VALUE.search(text) or _wrong(error.__cause__):
+        return Refused
+    return Denied if error.error_code in DENIED else Unreachable
+
+
+def _wrong(error: BaseException | None) -> bool:
+    """Whether it is about a value: bytes that are no text, a number beyond 64 bits (protobuf's plain ValueError)."""
+    return isinstance(error, (UnicodeError, OverflowError)) or type(error) is ValueError
 
 
 def line(error: Exception) -> str:

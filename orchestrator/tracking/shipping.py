@@ -174,12 +174,21 @@ class Shipping:
     def _told(self, run: _Run, event: Opened | Sent) -> None:
         if isinstance(event, Opened):
             self._tell({"event": "opened", "place": run.place, **vars(event)})
+            self._wake_parts(run.place)
             return
         self._tell_shipped(run.place, event.next, event.refused)
         if event.aside:
-            first, count = event.aside[0], len(event.aside)
-            text = f"{count} items of {run.place}, such as record {first.number} ({first.reason}); see {REFUSED} there"
+            first, more = event.aside[0], len(event.aside) - 1
+            others = f", and {more:,} more" if more else ""
+            text = f"record {first.number:,} of {run.place} ({first.reason}){others}; see {REFUSED} there"
             self._tell({"event": "refused", "place": run.place, "text": text})
+
+    def _wake_parts(self, place: str) -> None:
+        """They may have waited for this run."""
+        with self._changed:
+            for run in self._runs.values():
+                if run.place.startswith(f"{place}/"):
+                    run.outage.until = 0.0
 
     def _tell_shipped(self, place: str, number: int, refused: int) -> None:
         self._tell({"event": "shipped", "place": place, "next": number, "refused": refused})
@@ -190,8 +199,6 @@ class Shipping:
             if more:
                 self._works(run.link.outage)
                 run.look = True
-                for other in self._runs.values():
-                    other.outage.until = 0.0  # it may have waited for this one
             elif run.closing and not run.look and self._runs.get(run.place) is run:
                 self._forget(run.place)
 
