@@ -12,12 +12,15 @@ from pipelines.dataset import open_dataset
 
 
 def weights(config: RunConfig, seed: int, classes: int = 10) -> dict[str, torch.Tensor]:
-    """Of the net that the settings say; its running averages are drawn, too, so that none may be forgotten."""
+    """Of the net that the settings say; its running averages are drawn, too, so that none may be forgotten.
+
+    Means about zero: higher ones would leave nothing of an image behind the first ReLUs.
+    """
     net, draw = build(config.model.arch(classes), seed), torch.Generator().manual_seed(seed)
     state = net.state_dict()
     for name, tensor in state.items():
         if "running" in name:
-            tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
+            tensor.copy_(torch.rand(tensor.shape, generator=draw) + (0.5 if name.endswith("var") else -0.5))
     return state
 
 

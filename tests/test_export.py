@@ -50,6 +50,7 @@ def test_the_bits_are_those_of_the_net_in_evaluation(run, count):
         expected = net(prepared)
     logits = found.module(images)
     assert torch.equal(logits, expected)
+    assert len(logits.unique(dim=0)) == count  # the images do matter
     assert (logits.dtype, logits.shape, logits.requires_grad) == (torch.float32, (count, 10), False)
 
 

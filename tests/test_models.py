@@ -272,7 +272,8 @@ def test_it_is_served_on_the_cpu_of_a_machine_with_a_gpu_and_may_be_moved(databa
 def served(line, folder):
     """The port where the printed line serves."""
     port, log = processes.free_port(), folder / "serving.log"
-    there = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    found = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    there = {**os.environ, "PATH": found, "OMP_NUM_THREADS": "1"}  # more threads would add in another order
     service = processes.start(["bash", "-c", line.replace("5001", str(port))], there, secrets.token_hex(16), log)
     try:
         while not answers(port):
