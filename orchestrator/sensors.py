@@ -75,7 +75,7 @@ class Gpus:
 
     def __init__(self) -> None:
         try:
-            import pynvml  # type: ignore[import-not-found, unused-ignore]  # only where there are GPUs
+            import pynvml
         except ImportError as error:
             raise OSError("the package nvidia-ml-py is not installed") from error
         self._nvml = pynvml
