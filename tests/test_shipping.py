@@ -161,6 +161,12 @@ def test_refusals_are_told(bench: Bench) -> None:
     )
 
 
+def long_pauses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes on nevertheless did not wait for a pause to end."""
+    monkeypatch.setattr(shipping, "FIRST_PAUSE_S", 3600.0)
+    bench.shipping._longest = 3600.0
+
+
 # -- outages -----------------------------------------------------------------------------------------------------------
 
 
@@ -182,8 +188,7 @@ def test_an_outage_is_said_once_and_so_is_its_end(bench: Bench) -> None:
 
 def test_a_server_that_is_away_is_asked_for_one_run_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may hang: a request then takes its ten seconds, for each of a hundred runs."""
-    monkeypatch.setattr(shipping, "FIRST_PAUSE_S", 3600.0)
-    monkeypatch.setattr(shipping, "LONGEST_PAUSE_S", 3600.0)
+    long_pauses(bench, monkeypatch)
     bench.server.answers = [away]
     for name in "abcdef":
         bench.write(name, opening(name))
@@ -217,8 +222,7 @@ def test_storage_that_is_away_is_an_outage_of_that_run(bench: Bench, monkeypatch
 
 
 def test_a_part_waits_for_the_run_above_and_then_goes_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "FIRST_PAUSE_S", 3600.0)
-    monkeypatch.setattr(shipping, "LONGEST_PAUSE_S", 3600.0)
+    long_pauses(bench, monkeypatch)
     bench.write("s/t001", opening("t001", child=True))
     bench.order("serve", "s/t001")
     assert "waits for that in" in bench.until("away")[-1]["text"]
