@@ -19,10 +19,12 @@ from orchestrator.cluster import processes
 from orchestrator.export import Classifier, export
 from orchestrator.publish import publish
 from orchestrator.state.storage import Storage
+from orchestrator.tracking import Place, open_tracker
 from orchestrator.tracking.connection import artifacts, connect
 from orchestrator.tracking.failures import Refused, Unreachable
 from orchestrator.tracking.journal import Ack, write_ack
 from orchestrator.tracking.models import CLASS_NAMES, how_to_use, log_model
+from orchestrator.tracking.shipper import shipper
 from pipelines.errors import ClusterError, ConfigError, DataError
 from tests import saved
 from tests.mlflow_servers import MlflowServer, sqlite
@@ -156,6 +158,27 @@ def test_a_person_publishes_a_run_and_is_told_how_it_is_used(database, exported,
         ClusterError, match=rf"^MLflow at http://{away}: connection refused; start it, or say where it is"
     ):
         publish(place, f"http://me:secret@{away}")
+
+
+def test_the_process_that_sends_makes_it_once_the_run_has_ended(database, exported, settings_for):
+    """Of one run after the other; a checkpoint that is gone is set aside, and holds up nothing."""
+    gone, client = "checkpoints/step-000000099-0000.000", connect(database)
+    try:
+        for name, checkpoint in (("b", gone), ("a", exported.checkpoint)):
+            storage = Storage(settings_for("--name", name).folder())
+            tracker = open_tracker(
+                Place(storage, 1), database, "digits", name, id=f"sent-{name}", params={}, tags={}, wait_s=200
+            )
+            tracker.model(checkpoint, "sent", "best")
+            shipped = tracker.finish("FINISHED")
+            assert (shipped.records, shipped.shipped, shipped.refused) == (3, 3, int(checkpoint == gone))
+    finally:
+        shipper().end()
+        shipper.cache_clear()
+    run = client.get_run(tracker.run_id)
+    [model] = models_of(client, run)
+    assert (run.info.status, model.tags["skiplane.checkpoint"]) == ("FINISHED", exported.checkpoint)
+    assert client.get_model_version_by_alias("sent", "best").run_id == tracker.run_id
 
 
 CALLS = [
