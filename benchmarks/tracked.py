@@ -81,5 +81,5 @@ def against(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, dict[str, floa
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"low": low, "median": middle, "high": high}

@@ -30,8 +30,8 @@ from orchestrator.tracking import Place, Tracker, open_tracker
 
 RUN = "run"  # below a job's folder: ours
 POLL_S = 0.2  # between two looks of the driver into its mailbox, as in orchestrator/attempts.py
-# A request and one more, a second each: an outage of seconds is to these what one of minutes is to the defaults, which
-# are 7 more, 120 s each, and 245 s of pauses.
+# A request and one more, a second each: an outage of seconds is to these what one of minutes is to MLflow's defaults, 7
+# more of 120 s each, with pauses that double from 2 s on.
 SHORT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

@@ -8,11 +8,11 @@ report nothing, then those that count; a step multiplies two matrices, about 5 m
 reports at an interval's end: 9 metrics. Ways take turns, round after round, so that a noisy machine is noisy for all;
 ratios are taken within a round, steps are compared with the bare ones of the same process.
 
-Ways (benchmarks/trackers.py): Skiplane's, in a worker on Ray; the same with worker and driver on one thread, which is
-the most it could cost; `mlflow.log_metrics`, synchronous, asynchronous, and asynchronous with a buffer; and Ray's own
-callback for Tune, as its `log_trial_result`: with every report Tune's loop does that before the trial goes on. The
-`-short` ways give up after seconds and go on without the point: an outage that lasts seconds is to them what one of
-minutes is to MLflow's defaults. They run in outages alone, and the callback where not every step reports: it sends a
+Ways (benchmarks/trackers.py): Skiplane's, in a worker on Ray; the same without Ray, with all that the driver does for a
+point on the thread that trains; `mlflow.log_metrics`, synchronous, asynchronous, and asynchronous with a buffer; and
+Ray's own callback for Tune, as its `log_trial_result`, which Tune's loop calls with every report before the trial goes
+on. The `-short` ways give up after seconds and go on without the point: an outage that lasts seconds is to them what one
+of minutes is to MLflow's defaults. They run in outages alone, and the callback where not every step reports: it sends a
 request for each metric.
 
 A case is what happens, and every how many steps a point is reported. From a quarter of the steps on, for some seconds:
@@ -242,6 +242,9 @@ def _settings(argv: Sequence[str]) -> tuple[Setting, Path | None]:
 
 def _check(setting: Setting) -> None:
     """Raises ConfigError."""
+    for name in ("bare", "steps", "rounds"):
+        if getattr(setting, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(setting, name)}; at least 1 is needed")
     if unknown := set(setting.ways) - set(WAYS):
         raise ConfigError(f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}")
     for case in setting.cases:

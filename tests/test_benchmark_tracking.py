@@ -58,7 +58,7 @@ def test_ratios_are_of_the_same_round():
     ours, others = rows("skiplane", "hung:1", [1.0, 2.0, 4.0]), rows("mlflow", "hung:1", [10.0, 10.0, 10.0])
     found = against(ours + others + rows("mlflow", "healthy:1", [1.0]))  # without ours there is nothing to compare
     assert {case: list(ways) for case, ways in found.items()} == {"hung:1": ["mlflow"]}
-    quartiles = {"low": 2.5, "median": 5.0, "high": 10.0}
+    quartiles = {"low": 3.75, "median": 5.0, "high": 7.5}
     assert found["hung:1"]["mlflow"] == {"call_us": quartiles, "held_up_s": quartiles, "step_to_bare": quartiles}
 
 
@@ -86,6 +86,7 @@ def test_the_peers_log_what_the_driver_makes_of_a_point(tmp_path):
     ("flags", "sentence"),
     [
         (["--ways", "skiplane,wandb"], f"--ways: wandb is none of {', '.join(WAYS)}"),
+        (["--rounds", "0"], "--rounds is 0; at least 1 is needed"),
         (
             ["--steps", "20", "--cases", "healthy:1,hung:40"],
             "--cases: 'hung:40' is no case; give one of healthy, refused, hung, killed, a colon, and every how many "
