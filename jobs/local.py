@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     if args.command == "up":
         if args.host != local.HOST:
             raise ConfigError(f"--host is {args.host}; a local cluster listens on {local.HOST} alone, because MLflow "
-                              f"asks nobody for a password; reach it from elsewhere by ssh -L")  # fmt: skip
+                              f"asks nobody for a password; reach it from elsewhere by ssh -L, or see infra/mlflow for "
+                              f"a server with passwords")  # fmt: skip
         asked = {name: port for name in local.DEFAULT_PORTS if (port := getattr(args, f"{name}_port"))}
         local.up(home, asked, edge.say)
     elif args.command == "down":
