@@ -262,6 +262,28 @@ class TestDeliver:
         assert server.deliver(run_id, records, storage) == []
         assert sizes == [1000, 1000, 100]
 
+    def test_a_server_that_takes_too_long_gets_less_at_once(
+        self, server: Server, storage: Storage, run_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would be sent the same thousand for ever; points that it has already take it longer than new ones."""
+        sizes = list[int]()
+
+        def slow(run: str, metrics: list[Any]) -> None:
+            sizes.append(len(metrics))
+            if len(metrics) > 200:
+                raise ConnectionError("Read timed out. (read timeout=10)")
+
+        monkeypatch.setattr(server.client, "log_batch", slow)
+        records = [(s, Points(s, s, {"a": 1.0})) for s in range(400)]
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="read timed out"):
+                server.deliver(run_id, records, storage)
+        server.deliver(run_id, records, storage)
+        assert sizes == [400, 250, 100, 100, 100, 100]
+        server.deliver(run_id, records[:10], storage)
+        server.deliver(run_id, records[:200], storage)
+        assert sizes[-1] == 200
+
     def test_the_culprits_are_named_and_the_others_arrive(self, server: Server, storage: Storage, run_id: str) -> None:
         bad = {13, 14, 1400}
         records = [(100 + s, Points(s, 10**12, {"a": 1.0, ("b%" if s in bad else "b"): 2.0})) for s in range(1500)]

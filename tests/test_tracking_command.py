@@ -147,7 +147,7 @@ def test_status_is_a_table(tmp_path, capsys: pytest.CaptureFixture[str], monkeyp
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync, "PAUSE_S", 0.001)
-    monkeypatch.setattr(leases, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(leases, "RENEW_S", 0.05)
 
 
 def synced(storage: Storage, server: FakeServer) -> tuple[Standing, list[tuple[int, int]]]:
@@ -197,7 +197,8 @@ def test_sync_keeps_away_from_a_run_that_is_being_trained(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("_hasty")
 def test_a_run_whose_study_was_not_sent_waits(tmp_path: Path) -> None:
     study = study_of(tmp_path / "demo")
-    with pytest.raises(ClusterError, match=r"plain-18-s0 waits for that in .*/demo, whose part it is, .*; 22 of 22"):
+    refused = r"plain-18-s0 waits for that in .*/demo, whose part it is, .*; send that first: .*tracking sync .*/demo$"
+    with pytest.raises(ConfigError, match=refused):
         synced(Storage(str(study / "plain-18-s0")), FakeServer())
 
 

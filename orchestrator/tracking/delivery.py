@@ -16,7 +16,7 @@ from orchestrator.tracking.records import NOTE, RUN_ID, ExperimentTag, File, Mod
 from orchestrator.tracking.refusals import SetAside
 from pipelines.errors import ConfigError, DataError
 
-METRICS, ITEMS = 1000, 100  # points, and tags or params, in one request
+METRICS, ITEMS = 1000, 100  # points, and tags or params, in one request, at most
 
 Numbered = tuple[int, Record]
 T = TypeVar("T")
@@ -36,19 +36,20 @@ class Delivery:
     """Sends records, none of them an Open; a second time does no harm.
 
     active: the run as MLflow has it; raises ConfigError where it is gone. Asked once something was refused: it may be
-    the run rather than the record.
+    the run rather than the record. size: points in one request.
     """
 
-    def __init__(self, uri: str, client: Any, run_id: str, storage: Storage, active: Callable[[], Any]) -> None:
+    def __init__(self, uri: str, client: Any, run_id: str, storage: Storage, active: Callable[[], Any],
+                 size: int = METRICS) -> None:  # fmt: skip
         self._uri, self._client, self._run_id, self._storage, self._active = uri, client, run_id, storage, active
-        self._run: Any = None
+        self._size, self._run = size, None
 
     def send(self, records: Sequence[Numbered]) -> list[SetAside]:
         """Returns what will never be taken. Points come first; a tag that names a file comes after the file."""
         points = [_Part(n, Points(r.step, r.timestamp_ms, {key: value}))
                   for n, r in records if isinstance(r, Points) for key, value in r.values.items()]  # fmt: skip
         tags = [_Part(n, Tags({k: v})) for n, r in records if isinstance(r, Tags) for k, v in r.values.items()]
-        refused = self._batches(self._points, points, METRICS)
+        refused = self._batches(self._points, points, self._size)
         refused += self._singly(self._upload, records, File)
         refused += self._batches(self._tags, tags, ITEMS)
         refused += self._singly(self._experiment_tag, records, ExperimentTag)

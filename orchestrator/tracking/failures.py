@@ -12,6 +12,7 @@ PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STAT
 # MLflow says BAD_REQUEST for whatever its database says, also when that has run out of connections or is being moved;
 # this in the text is SQLAlchemy's name for a value that the database cannot hold, such as a NUL in PostgreSQL.
 BAD_VALUE = re.compile(r"sqlalche\.me/e/\d+/9h9h")
+TIMED_OUT = "read timed out"
 TOO_LARGE = "error code 413"  # by a proxy: in halves it goes through
 # The server asks who is there. Somebody may put it right, so for points of a run this passes.
 DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
@@ -73,7 +74,7 @@ def _wrong(error: BaseException | None) -> bool:
 def line(error: Exception) -> str:
     """What an error says, short: requests wraps a refused connection in three layers of its own words."""
     text = str(error)
-    for telling in ("Connection refused", "Read timed out", "Connection reset", "Name or service not known"):
+    for telling in ("Connection refused", TIMED_OUT.capitalize(), "Connection reset", "Name or service not known"):
         if telling in text:
             return telling.lower()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:200]

@@ -8,8 +8,8 @@ from typing import Any
 from orchestrator.state.storage import Storage
 from orchestrator.tracking.address import answers, without_password
 from orchestrator.tracking.connection import alone, artifacts, connect
-from orchestrator.tracking.delivery import Delivery, Numbered, log_pairs
-from orchestrator.tracking.failures import Denied, Refused, Unreachable, told
+from orchestrator.tracking.delivery import METRICS, Delivery, Numbered, log_pairs
+from orchestrator.tracking.failures import TIMED_OUT, Denied, Refused, Unreachable, told
 from orchestrator.tracking.journal import Ack
 from orchestrator.tracking.records import DatasetRef, Open
 from orchestrator.tracking.refusals import SetAside
@@ -17,6 +17,7 @@ from pipelines.errors import ClusterError, ConfigError
 
 ID = "skiplane.id"  # the tag by which a run is found whose id was never heard
 PARENT = "mlflow.parentRunId"
+LEAST = 100  # points in a request to a server that took too long: sent again, points that it has take it longer still
 DIGEST = 36  # characters of a dataset's digest
 
 Point = tuple[int, int, float]  # step, milliseconds, value
@@ -27,6 +28,7 @@ class Server:
 
     def __init__(self, uri: str) -> None:
         self.uri, self.shown = uri, without_password(uri)
+        self._size = METRICS
         try:
             answers(uri)
         except ClusterError as error:
@@ -55,8 +57,16 @@ class Server:
 
         storage: the run's, where the contents of files and models lie. Raises ConfigError for a run that is gone too.
         """
-        with self._telling(f"run {run_id}"):
-            return Delivery(self.uri, self.client, run_id, storage, lambda: self._active(run_id)).send(records)
+        delivery = Delivery(self.uri, self.client, run_id, storage, lambda: self._active(run_id), self._size)
+        try:
+            with self._telling(f"run {run_id}"):
+                aside = delivery.send(records)
+        except Unreachable as error:
+            if TIMED_OUT in str(error):
+                self._size = max(self._size // 4, LEAST)
+            raise
+        self._size = min(2 * self._size, METRICS)
+        return aside
 
     def history(self, run_id: str) -> dict[str, list[Point]]:
         """All points of a run, by metric."""

@@ -13,6 +13,13 @@ from orchestrator.tracking.records import Open, from_line
 from orchestrator.tracking.refusals import SetAside
 from pipelines.errors import DataError
 
+ANSWER_S = 10.0  # of a run's storage
+
+
+def storage_of(place: str) -> Storage:
+    """Of a run that is sent: trying again is the shipper's work, with its own pauses."""
+    return Storage(place, wait_s=0.0, answer_s=ANSWER_S)
+
 
 class Receiver(Protocol):
     """The server, as far as a shipment needs it: see Server."""
@@ -109,7 +116,7 @@ class Shipment:
     def _parent(self) -> str:
         """The run of the folder above. Raises Waiting while there is none."""
         above = self._storage.place.rstrip("/").rpartition("/")[0]
-        ack = journal.read_ack(Storage(above, wait_s=0.0))
+        ack = journal.read_ack(storage_of(above))
         if ack is None:
             raise Waiting(f"the run in {self._storage.place} waits for that in {above}, whose part it is, to be "
                           f"made in MLflow")  # fmt: skip

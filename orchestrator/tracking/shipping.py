@@ -28,12 +28,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.state.storage import Storage
-from orchestrator.tracking.connection import REQUEST_S, load
+from orchestrator.tracking.connection import load
 from orchestrator.tracking.failures import Unreachable, Waiting
 from orchestrator.tracking.journal import REFUSED
 from orchestrator.tracking.server import Server
-from orchestrator.tracking.shipment import Opened, Receiver, Sent, Shipment
+from orchestrator.tracking.shipment import Opened, Receiver, Sent, Shipment, storage_of
 from pipelines.errors import ClusterError, SkiplaneError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -166,8 +165,7 @@ class Shipping:
         if run.link.server is None:
             run.link.server = self._server(run.link.uri)
         if run.shipment is None:
-            storage = Storage(run.place, wait_s=0.0, answer_s=REQUEST_S)
-            run.shipment = Shipment(storage, run.link.server, lambda event: self._told(run, event))
+            run.shipment = Shipment(storage_of(run.place), run.link.server, lambda event: self._told(run, event))
             self._tell_shipped(run.place, run.shipment.next, run.shipment.refused)
         return run.shipment.step()
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from orchestrator.state.lease import lease
 from orchestrator.state.storage import Storage
-from orchestrator.tracking.failures import Unreachable
+from orchestrator.tracking.failures import Unreachable, Waiting
 from orchestrator.tracking.journals import Standing, standing
 from orchestrator.tracking.shipment import Opened, Receiver, Sent, Shipment
-from pipelines.errors import ClusterError
+from pipelines.errors import ClusterError, ConfigError
 
 TRIES, PAUSE_S = 3, 1.0  # in a row: a database may be locked for a moment
 
@@ -17,7 +17,7 @@ def sync(place: str, server: Receiver, say: Callable[[str], None], show: Callabl
     """Sends all there is; the run is held meanwhile, so that no driver's process sends at the same time.
 
     show: (records sent, records there are). Raises ClusterError where a driver lives or the server does not answer,
-    ConfigError where the run cannot be opened.
+    ConfigError where the run cannot be opened, or is part of one that has not been.
     """
     storage, name = Storage(place), place.rpartition("/")[2]
     with lease(storage, name, say):
@@ -31,6 +31,9 @@ def sync(place: str, server: Receiver, say: Callable[[str], None], show: Callabl
         try:
             while _patiently(shipment.step):
                 pass
+        except Waiting as error:
+            above = place.rpartition("/")[0]
+            raise ConfigError(f"{error}; send that first: python -m jobs.tracking sync {above}") from error
         except Unreachable as error:
             now = standing(storage)
             raise ClusterError(f"{error}; {now.waiting:,} of {now.records:,} records in {place} wait; when it answers, "
@@ -42,6 +45,8 @@ def _patiently(step: Callable[[], bool]) -> bool:
     for attempt in range(1, TRIES):
         try:
             return step()
+        except Waiting:
+            raise
         except Unreachable:
             time.sleep(attempt * PAUSE_S)
     return step()
