@@ -1,4 +1,4 @@
-"""What was tracked and the server: `python -m jobs.tracking sync | status | verify FOLDER`."""
+"""What was tracked and the server: `python -m jobs.tracking sync | status | verify | model FOLDER`."""
 
 import argparse
 import json
@@ -88,6 +88,17 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if any(verdict.differences for verdict in verdicts) else 0
 
 
+def _model(args: argparse.Namespace) -> int:
+    """A checkpoint becomes a model now, of a run that MLflow has."""
+    from orchestrator.publish import publish  # torch takes seconds to import
+
+    place = _folder(args.folder)
+    uri = journals.address(place, args.uri, Edge.of_environment().tracking_uri)
+    made = publish(place, uri, checkpoint=args.checkpoint, register=args.register, alias=args.alias, warn=edge.say)
+    edge.say("\n".join((made.what, made.uri, made.load, made.serve)))
+    return 0
+
+
 def _show(verdicts: list[Verdict]) -> None:
     for verdict in verdicts:
         at, points = verdict.standing, f"{verdict.points:,} points"
@@ -131,8 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         "sync": "send what the server does not have yet, such as what an offline cluster kept",
         "status": "how far each journal has been sent; asks no server",
         "verify": "compare journal and server point by point; exit 1 where they differ",
+        "model": "make a run's best checkpoint, or another, a model of MLflow; prints how to load and serve it",
     }
-    for name, act in {"sync": _sync, "status": _status, "verify": _verify}.items():
+    for name, act in {"sync": _sync, "status": _status, "verify": _verify, "model": _model}.items():
         command = commands.add_parser(name, help=helps[name], allow_abbrev=False)
         command.set_defaults(act=act)
         command.add_argument(
@@ -142,7 +154,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--uri", default="", help="of MLflow; default: where the run went, MLFLOW_TRACKING_URI"
             )
-        if name != "sync":
+        if name == "model":
+            command.add_argument("--checkpoint", default="", metavar="NAME", help="default: the best, else the newest")
+            command.add_argument("--register", default="", metavar="NAME", help="also as a version of this model")
+            command.add_argument("--alias", default="", metavar="NAME", help="of that version, such as champion")
+        elif name != "sync":
             command.add_argument("--json", action="store_true", help="for scripts")
     return parser
 

@@ -64,6 +64,10 @@ def check_job(words, monkeypatch, tmp_path):
         from jobs.pack import _parser
 
         assert _parser().parse_args(flags)
+    elif module == "jobs.tracking":
+        from jobs.tracking import _parser
+
+        assert _parser().parse_args(flags).act
     elif module == "jobs.local":
         assert flags[0] in ("up", "status", "down")
     else:
