@@ -189,14 +189,22 @@ def test_an_outage_is_said_once_and_so_is_its_end(bench: Bench) -> None:
 def test_a_server_that_is_away_is_asked_for_one_run_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may hang: a request then takes its ten seconds, for each of a hundred runs."""
     long_pauses(bench, monkeypatch)
-    bench.server.answers = [away]
+    bench.server.answers = [away] * 6  # who comes is tried at once
     for name in "abcdef":
         bench.write(name, opening(name))
         bench.order("serve", name)
     bench.write("elsewhere", opening("elsewhere"))
     bench.order("serve", "elsewhere", "http://other")
     bench.until("opened", "elsewhere")  # its server answers
-    assert bench.server.requests == 1
+    asked = bench.server.requests
+    for name in "abcdef":
+        bench.write(name, point(0))
+        bench.order("kick", name)
+    bench.write("elsewhere", point(0))
+    bench.order("kick", "elsewhere")
+    bench.until("shipped", "elsewhere", next=2)
+    assert bench.server.requests == asked
+    bench.server.answers.clear()
     bench.order("hurry")
     bench.until("back")
 
@@ -282,6 +290,25 @@ def test_a_password_is_not_shown(bench: Bench, capfd: pytest.CaptureFixture[str]
     bench.order("serve", "a", uri)
     assert "secret" not in json.dumps(bench.until("failed", "a"))
     assert "secret" not in capfd.readouterr().err
+
+
+def test_what_becomes_of_a_run_that_was_forgotten_is_not_told(bench: Bench) -> None:
+    """Its place may be served anew by then."""
+    ready, go = threading.Event(), threading.Event()
+
+    def fails() -> None:
+        ready.set()
+        go.wait(30)
+        raise ConfigError("it was deleted")
+
+    bench.server.answers = [fails]
+    bench.write("a", opening("a"))
+    bench.order("serve", "a")
+    assert ready.wait(30)
+    bench.order("forget", "a")
+    bench.order("serve", "a")
+    go.set()
+    assert [event["event"] for event in bench.until("opened", "a")] == ["shipped", "shipped", "opened"]
 
 
 def test_a_server_that_cannot_be_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ class Shipper:
     def _bury(self, process: "subprocess.Popen[bytes]") -> int:
         """Its exit code."""
         with self._changed, process:  # closes its pipes
-            self._process = None
+            self._process, self.away = None, None  # the next one finds out for itself
         return process.returncode
 
     def _tell(self, order: dict[str, str]) -> None:

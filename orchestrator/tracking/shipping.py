@@ -98,6 +98,7 @@ class Shipping:
             elif said["do"] == "serve":
                 self._forget(said["place"])
                 link = self._links.setdefault(said["uri"], _Link(said["uri"]))
+                link.outage.until = 0.0  # who comes wants to know how it is now
                 self._runs[said["place"]] = _Run(said["place"], link)
             elif said["do"] == "forget":
                 self._forget(said["place"])
@@ -202,6 +203,8 @@ class Shipping:
 
     def _fails(self, run: _Run, outage: Outage, error: Exception) -> None:
         with self._changed:
+            if self._runs.get(run.place) is not run:
+                return  # forgotten meanwhile
             run.look = True
             outage.failed(time.monotonic(), self._longest)
             if outage not in self._away:
@@ -218,7 +221,8 @@ class Shipping:
     def _give_up(self, run: _Run, code: int, text: str) -> None:
         with self._changed:
             run.failed, run.look = True, False
-        self._tell({"event": "failed", "place": run.place, "exit": code, "text": text})
+            if self._runs.get(run.place) is run:
+                self._tell({"event": "failed", "place": run.place, "exit": code, "text": text})
 
 
 def main() -> None:
