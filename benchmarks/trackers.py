@@ -179,10 +179,10 @@ WAYS = {
     OURS: Way(_in_a_worker, "Context.send in a worker on Ray"),
     "skiplane-local": Way(_in_one_process, "worker and driver on one thread"),
     "mlflow": Way(_synchronous, "mlflow.log_metrics"),
-    "mlflow-short": Way(_synchronous, "the same, gives up after 2 or 3 s", SHORT),
+    "mlflow-short": Way(_synchronous, "the same, one retry, 1 s a request", SHORT),
     "async": Way(_asynchronous, "mlflow.log_metrics, synchronous=False"),
     "async-buffered": Way(_asynchronous, "the same, buffered for 1 s", BUFFERED),
-    "async-short": Way(_asynchronous, "synchronous=False, gives up after 2 or 3 s", SHORT),
+    "async-short": Way(_asynchronous, "synchronous=False, one retry, 1 s a request", SHORT),
     "ray-callback": Way(_rays_callback, "MLflowLoggerCallback.log_trial_result"),
 }
 

@@ -11,9 +11,9 @@ ratios are taken within a round, steps are compared with the bare ones of the sa
 Ways (benchmarks/trackers.py): Skiplane's, in a worker on Ray; the same without Ray, with all that the driver does for a
 point on the thread that trains; `mlflow.log_metrics`, synchronous, asynchronous, and asynchronous with a buffer; and
 Ray's own callback for Tune, as its `log_trial_result`, which Tune's loop calls with every report before the trial goes
-on. The `-short` ways give up after seconds and go on without the point: an outage of seconds is to them what one of
-minutes is to MLflow's defaults. They run in outages alone, and the callback where not every step reports: it sends a
-request for each metric.
+on. The `-short` ways give up soon and go on without the point: an outage of seconds is to them what one of minutes is
+to MLflow's defaults (one call to a closed port: 246 s, then it raises). They run in outages alone, and the callback
+where not every step reports: it sends a request for each metric.
 
 A case is what happens, and every how many steps a point is reported. From a quarter of the steps on, for some seconds:
 refused, the server is killed and started again; hung, it stands still (SIGSTOP). killed: the process that trains is,
