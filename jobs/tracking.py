@@ -85,7 +85,7 @@ def _verify(args: argparse.Namespace) -> int:
         edge.say(json.dumps([_plain(verdict) for verdict in verdicts], indent=1))
     else:
         _show(verdicts)
-    return 1 if any(verdict.differences for verdict in verdicts) else 0
+    return 0 if all(verdict.agree for verdict in verdicts) else 1
 
 
 def _model(args: argparse.Namespace) -> int:
@@ -103,12 +103,10 @@ def _show(verdicts: list[Verdict]) -> None:
     for verdict in verdicts:
         at, points = verdict.standing, f"{verdict.points:,} points"
         aside = f" ({at.refused:,} records were refused)" if at.refused else ""
-        if not verdict.differences:
-            edge.say(f"{at.place}: {points}, journal and server agree{aside}")
-            continue
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in verdict.counts.items())
         wait = f"; {at.waiting:,} records wait: python -m jobs.tracking sync {at.place}" if at.waiting else ""
-        edge.say(f"{at.place}: {points}, journal and server differ: {counts}{aside}{wait}")
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in verdict.counts.items())
+        found = f"differ: {counts}" if verdict.differences else "agree"
+        edge.say(f"{at.place}: {points}, journal and server {found}{aside}{wait}")
         for difference in verdict.differences[:SHOWN]:
             edge.say(f"  {difference}")
         if left := len(verdict.differences[SHOWN:]):

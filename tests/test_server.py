@@ -20,6 +20,7 @@ from orchestrator.tracking.journal import FILES, Ack
 from orchestrator.tracking.records import DatasetRef, ExperimentTag, File, Model, Open, Points, Status, Tags
 from orchestrator.tracking.server import Server
 from pipelines.errors import ClusterError, ConfigError
+from tests.mlflow_servers import Postgres, why_no_postgres
 
 # mlflow 3.17 maps its tables with an option that SQLAlchemy 2.1 deprecates.
 slow = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
@@ -338,6 +339,28 @@ class TestDeliver:
         monkeypatch.setattr(storage, "read", fails)
         with pytest.raises(ClusterError, match=r"cluster\.storage"):
             server.deliver(run_id, [(1, File("a.svg", "a" * 64))], storage)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+@pytest.mark.skipif(bool(why_no_postgres()), reason=why_no_postgres())
+def test_what_postgresql_cannot_hold(tmp_path: Path, storage: Storage) -> None:
+    """MLflow calls it a bad request, as it does when the database has run out of connections. In one server: making
+    the tables takes 10 s."""
+    bad = [Tags({"a": "x\0y"}), Tags({"b": "\udc80"}), Points(2**70, 1, {"a": 1.0}), Points(1, 2**70, {"a": 1.0})]
+    with Postgres(tmp_path) as postgres:
+        postgres.database("runs")
+        server = Server(f"postgresql+psycopg://mlflow:{postgres.password}@127.0.0.1:{postgres.port}/runs")
+        _, run_id = server.open(OPEN, None, None)
+        good = [Tags({"t": "x"}), Points(1, 1, {"a": math.nan, "b": math.inf, "c": 1e-320})]
+        for _ in range(2):
+            aside = server.deliver(run_id, list(enumerate([*bad, *good])), storage)
+            assert {part.number for part in aside} == {0, 1, 2, 3}
+        history = server.history(run_id)
+        assert repr(history["a"]) == "[(1, 1, nan)]"
+        assert (history["b"], history["c"]) == ([(1, 1, 1.7976931348623157e308)], [(1, 1, 1e-320)])
+        assert server.client.get_run(run_id).data.tags["t"] == "x"
+        server.client._tracking_client.store.engine.dispose()
 
 
 def test_an_address_that_nobody_answers_at() -> None:

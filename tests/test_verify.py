@@ -126,6 +126,26 @@ def test_points_that_were_refused_may_be_absent(storage: Storage) -> None:
     assert (verdict.standing.shipped, verdict.standing.waiting, verdict.standing.refused) == (7, 0, 2)
 
 
+def test_a_run_agrees_when_its_last_record_is_sent(storage: Storage) -> None:
+    """Which may be its status: that is no point."""
+    server = Histories({"a": [(0, 10, 0.5), (1, 11, 0.25)], "b": [(0, 10, NAN)], "bad%": [(1, 11, 1.0)]})
+    for sent, agree in ((5, False), (7, True)):
+        journal.write_ack(storage, Ack("http://h", "1", "r1", sent))
+        verdict = verify(storage, server)  # type: ignore[arg-type]
+        assert (verdict.differences, verdict.agree) == ([], agree)
+
+
+def test_points_that_come_while_a_run_is_looked_at_are_not_foreign(storage: Storage) -> None:
+    class Live(Histories):
+        def history(self, run_id: str) -> dict[str, list[Point]]:
+            Writer(storage, 2).append([to_line(Points(2, 12, {"a": 0.125}))])
+            return self.found
+
+    journal.write_ack(storage, Ack("http://h", "1", "r1", 7))
+    server = Live({"a": [(0, 10, 0.5), (1, 11, 0.25), (2, 12, 0.125)], "b": [(0, 10, NAN)], "bad%": [(1, 11, 1.0)]})
+    assert verify(storage, server).differences == []  # type: ignore[arg-type]
+
+
 def test_a_server_that_lost_a_point_and_has_one_too_many(storage: Storage) -> None:
     journal.write_ack(storage, Ack("http://h", "1", "r1", 7))
     server = Histories({"a": [(0, 10, 0.5), (0, 13, 0.5)], "b": [(0, 10, NAN)], "bad%": [(1, 11, 1.0)]})

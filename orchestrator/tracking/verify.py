@@ -49,6 +49,11 @@ class Verdict:
     differences: list[Difference]
 
     @property
+    def agree(self) -> bool:
+        """Whether the server has all there is, and nothing else."""
+        return not self.differences and not self.standing.waiting
+
+    @property
     def counts(self) -> dict[str, int]:
         """Differences of each kind."""
         found = Counter(difference.kind for difference in self.differences)
@@ -56,14 +61,15 @@ class Verdict:
 
 
 def verify(storage: Storage, server: Server | None) -> Verdict:
-    """Reads journal and server. Without a server the run has not been sent, and every point is missing.
+    """Reads server and journal. Without a server the run has not been sent, and every point is missing.
 
+    The server first: what a run that goes on sends meanwhile is in its journal before it is there.
     Raises Unreachable, ConfigError, DataError, ClusterError.
     """
     known = standing(storage)
+    found = server.history(known.ack.run_id) if server and known.ack else {}
     refused = curves(aside.record for aside in refusals.kept(storage) if not isinstance(aside.record, str))
     written = _less(curves(_records(storage)), refused)
-    found = server.history(known.ack.run_id) if server and known.ack else {}
     return Verdict(known, sum(map(len, written.values())), compare(written, found))
 
 
