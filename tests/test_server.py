@@ -350,7 +350,11 @@ def test_what_postgresql_cannot_hold(tmp_path: Path, storage: Storage) -> None:
     bad = [Tags({"a": "x\0y"}), Tags({"b": "\udc80"}), Points(2**70, 1, {"a": 1.0}), Points(1, 2**70, {"a": 1.0})]
     with Postgres(tmp_path) as postgres:
         postgres.database("runs")
-        server = Server(f"postgresql+psycopg://mlflow:{postgres.password}@127.0.0.1:{postgres.port}/runs")
+        uri = f"postgresql+psycopg://mlflow:{{}}@127.0.0.1:{postgres.port}/runs"
+        with pytest.raises(Unreachable, match="password authentication failed") as caught:  # at once
+            Server(uri.format("a-secret"))
+        assert "a-secret" not in str(caught.value)
+        server = Server(uri.format(postgres.password))
         _, run_id = server.open(OPEN, None, None)
         good = [Tags({"t": "x"}), Points(1, 1, {"a": math.nan, "b": math.inf, "c": 1e-320})]
         for _ in range(2):

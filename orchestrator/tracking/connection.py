@@ -27,6 +27,10 @@ def load() -> Any:
 def connect(uri: str) -> Any:
     """A client."""
     client = load()
+    if not uri.startswith(("http://", "https://")):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1  # its own pauses add up to 102 s, of a wrong password too
     if uri.startswith("sqlite:"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     with alone(uri):
