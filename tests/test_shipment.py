@@ -12,11 +12,14 @@ from orchestrator.state.storage import Storage
 from orchestrator.tracking import journal, refusals
 from orchestrator.tracking.failures import Unreachable, Waiting
 from orchestrator.tracking.journal import Ack, Writer
+from orchestrator.tracking.journals import places
 from orchestrator.tracking.records import Open, Points, Record, Status, Tags, to_line
 from orchestrator.tracking.refusals import SetAside
-from orchestrator.tracking.shipment import Opened, Sent, Shipment
-from pipelines.errors import ConfigError, DataError
+from orchestrator.tracking.shipment import Opened, Sent, Shipment, storage_of
+from pipelines.errors import ClusterError, ConfigError, DataError
+from tests import faults as bucket_faults
 from tests.receivers import FakeServer, away
+from tests.servers import CREDENTIALS, S3Server
 
 OPEN = Open("1", "digits", "a", {"lr": "0.1"}, {})
 
@@ -167,6 +170,36 @@ def test_all_records_arrive_in_order_whatever_happens(tmp_path_factory, sizes, f
     assert firsts == list(range(1, count + 1))
     assert len(server.opened) >= len(sizes)
     assert {run for run, _, _ in server.taken} == {"R1"}
+
+
+def test_a_journal_in_a_bucket_that_fails_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in CREDENTIALS.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(journal, "SEGMENT_BYTES", 300)
+    with S3Server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
+        study, server = Storage(f"{bucket.url}/demo"), FakeServer()
+        run = Storage(f"{study.place}/resnet-18-s0")
+        written(study, OPEN)
+        writer = written(run, replace(OPEN, id="2", child=True))
+        for step in range(12):
+            writer.append([to_line(point(step))])
+        assert places(study.place) == [study.place, run.place]
+        all_sent(study, server)
+        bucket.fault = lambda request, nth: bucket_faults.Status(503) if (nth + len(request.path)) % 3 == 0 else None
+        shipment, failures = Shipment(storage_of(run.place), server, lambda _: None), list[str]()
+        while shipment.next < 13:
+            try:
+                shipment.step()
+            except ClusterError as error:
+                failures.append(str(error))
+        bucket.behave()
+        assert len(failures) > 3
+        assert all(text.startswith("cluster.storage: ") for text in failures)
+        assert {(record.id, parent) for record, parent, _ in server.opened} == {("1", None), ("2", "R1")}
+        firsts = dict.fromkeys(record.step for _, _, record in server.taken if isinstance(record, Points))
+        assert list(firsts) == list(range(12))
+        assert journal.read_ack(run) == Ack("http://h:5000", "7", "R2", 13, 0, 1)
 
 
 def test_records_of_a_driver_that_was_passed_do_not_hide_those_of_the_next(
