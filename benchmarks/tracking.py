@@ -137,6 +137,9 @@ def measure(server: Server, setting: Setting, name: str, case: str, folder: Path
     if killed:
         _sync(folder / RUN, server.uri)
     stored = _stored(server.uri, found["run_id"])
+    if condition in OUTAGES:  # nothing that it left may be in the next one's way
+        server.leave("refused")
+        server.come_back("refused")
     return Turn(times, job.bare, job.points, stored, found.get("errors", 0), after_s, failed and not killed)
 
 
@@ -173,11 +176,21 @@ def _reach(row: int, times: Any, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _stored(uri: str, run_id: str) -> dict[str, list[int]]:
-    """Each metric of a point -> the steps that the server has of it."""
-    from mlflow import MlflowClient
+    """Each metric of a point -> the steps that the server has of it.
 
-    client = MlflowClient(uri)
-    return {key: [found.step for found in client.get_metric_history(run_id, key)] for key in metrics(point(1))}
+    One that hung may be out of connections to its database for minutes: it still works on what nobody waits for.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client, limit = MlflowClient(uri), time.monotonic() + LIMIT_S
+    while True:
+        try:
+            return {key: [found.step for found in client.get_metric_history(run_id, key)] for key in metrics(point(1))}
+        except MlflowException as error:
+            if time.monotonic() > limit:
+                raise ClusterError(f"MLflow still fails after {LIMIT_S} s: {error}") from error
+            time.sleep(1.0)
 
 
 def _parts(case: str) -> tuple[str, int]:
