@@ -128,7 +128,7 @@ def _study(config: RunConfig, runs: Sequence[RunConfig], storage: Storage, track
         raise
     finally:
         if (shipped := tracker.finish(status)).left:
-            say(left_line(shipped, storage.place))
+            say(left_line(shipped, storage.place, config.tracking.uri))
     return study
 
 

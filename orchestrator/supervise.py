@@ -175,7 +175,7 @@ class _Life:
         finally:
             shipped = self.tracker.finish(None if self.held.lost else status)
             if shipped.left or shipped.refused:
-                self.say(left_line(shipped, self.storage.place))
+                self.say(left_line(shipped, self.storage.place, self.config.tracking.uri))
         result = self._with(shipped, result)
         if self.stop.signum and result.status == "stopped":
             raise Stopped(self.stop.signum)

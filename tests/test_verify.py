@@ -29,7 +29,7 @@ def kinds(written: list[Point], found: list[Point]) -> list[str]:
         ([(1, 10, 0.5), (1, 10, 0.5)], [(1, 10, 0.5)], []),  # written twice is taken once
         ([(1, 10, NAN)], [(1, 10, NAN)], []),
         ([(1, 10, INF), (2, 10, -INF)], [(1, 10, MOST), (2, 10, -MOST)], []),
-        ([(1, 10, 0.5), (1, 11, 0.5)], [(1, 11, 0.5), (1, 10, 0.5)], []),  # two at one step, by the driver's own word
+        ([(1, 10, 0.5), (1, 11, 0.5)], [(1, 11, 0.5), (1, 10, 0.5)], ["doubled"]),  # in the journal, too
         ([(1, 10, 0.5)], [], ["missing"]),
         ([], [(1, 10, 0.5)], ["foreign"]),
         ([(1, 10, 0.5)], [(2, 10, 0.5)], ["missing", "foreign"]),
@@ -38,7 +38,7 @@ def kinds(written: list[Point], found: list[Point]) -> list[str]:
         ([(1, 10, NAN)], [(1, 10, 0.0)], ["different"]),
         ([(1, 10, 0.5)], [(1, 10, 0.5), (1, 11, 0.5)], ["doubled"]),
         ([(1, 10, 0.5)], [(1, 10, 0.5), (1, 10, 0.5)], ["doubled"]),
-        ([(1, 10, 0.5), (1, 12, 0.6)], [(1, 11, 0.5)], ["different", "missing"]),
+        ([(1, 10, 0.5), (1, 12, 0.6)], [(1, 11, 0.5)], ["doubled", "different", "missing"]),
         ([(1, 10, 0.5)], [(1, 11, 0.5), (1, 12, 0.5)], ["different", "doubled"]),
         ([(1, 10, 1e-320)], [(1, 10, 1e-320)], []),  # every bit
         ([(1, 10, 0.1 + 0.2)], [(1, 10, 0.3)], ["different"]),

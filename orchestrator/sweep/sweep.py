@@ -238,7 +238,7 @@ class _Sweep:
 
     def _say_left(self, shipped: Shipped) -> None:
         if shipped.left or shipped.refused:
-            self.say(left_line(shipped, self.storage.place))
+            self.say(left_line(shipped, self.storage.place, self.config.tracking.uri))
 
     def _command(self, trial: Trial) -> str:
         try:

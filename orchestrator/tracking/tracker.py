@@ -211,12 +211,13 @@ def _send(storage: Storage, uri: str) -> Served | None:
     return served
 
 
-def left_line(shipped: Shipped, place: str) -> str:
+def left_line(shipped: Shipped, place: str, uri: str) -> str:
     """What is still to be sent, or was not taken, for a person."""
+    when, to = ("to send them", " --uri URI") if uri == OFFLINE else ("when the server answers", "")
     words = []
     if shipped.left:
-        words.append(f"{shipped.left:,} of {shipped.records:,} records wait in {place}; when the server answers: "
-                     f"python -m jobs.tracking sync {place}")  # fmt: skip
+        words.append(f"{shipped.left:,} of {shipped.records:,} records wait in {place}; {when}: "
+                     f"python -m jobs.tracking sync {place}{to}")  # fmt: skip
     if shipped.refused:
         words.append(f"{shipped.refused:,} were refused, see {place}/{journal.REFUSED}")
     return f"tracking: {'; '.join(words)}"

@@ -25,7 +25,7 @@ class Difference:
     """A point that journal and server do not have alike: (milliseconds, value) of each, None where it has none.
 
     missing: at the journal alone. different: both have a point at this step, with another time or value. doubled: the
-    server has one more at a step. foreign: the journal has none at that step.
+    server, or the journal itself, has one more at a step. foreign: the journal has none at that step.
     """
 
     kind: Kind
@@ -74,7 +74,8 @@ def verify(storage: Storage, server: Server | None) -> Verdict:
 
 
 def compare(written: Curves, found: Curves) -> list[Difference]:
-    """Differences by metric and step. What the journal holds twice counts once: the server takes it once.
+    """Differences by metric and step. What the journal holds twice counts once: the server takes it once; but a step
+    of which it holds two unlike points is doubled, whatever the server has.
 
     NaN equals NaN; infinity comes back from MLflow as the greatest number there is.
     """
@@ -82,6 +83,8 @@ def compare(written: Curves, found: Curves) -> list[Difference]:
     for key in sorted({*written, *found}):
         ours, theirs = _by_step(written.get(key, ())), _by_step(found.get(key, ()))
         for step in sorted({*ours, *theirs}):
+            again = list(dict.fromkeys(ours[step]))[1:]
+            differences += [Difference("doubled", key, step, value, None) for value in again]
             differences += _at(key, step, set(ours[step]), theirs[step])
     return differences
 
