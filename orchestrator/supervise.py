@@ -7,7 +7,7 @@ import math
 import signal
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -263,12 +263,12 @@ class _Life:
         return result
 
     def _with(self, shipped: Shipped, result: Result) -> Result:
-        """The result once more, with what became of its tracking."""
-        if not shipped.records:
-            return result
-        result = replace(result, tracking=asdict(shipped))
-        self.held.confirm()
-        write_result(self.storage, result)
+        """The result once more, with what became of its tracking; where that cannot be written it stands without."""
+        if shipped.records:
+            result = replace(result, tracking=asdict(shipped))
+            with suppress(ClusterError):
+                self.held.confirm()
+                write_result(self.storage, result)
         return result
 
     def _fail(self, reason: str) -> None:

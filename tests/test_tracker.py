@@ -226,6 +226,19 @@ def test_a_run_that_is_known_goes_on_without_its_server(shipper: Shipper, storag
     assert again.finish("FINISHED") == Shipped(7, 0, 0)
 
 
+@pytest.mark.parametrize(("status", "waits"), [("FINISHED", True), ("FAILED", True), ("KILLED", False)])
+def test_who_was_told_to_stop_does_not_wait_for_a_server_that_is_away(
+    shipper: Shipper, storage: Storage, status: str, waits: bool
+) -> None:
+    shipper.opens = lambda place, served: setattr(served, "opened", True)
+    tracker = opened(storage)
+    shipper.away = "MLflow at http://h:5000 does not answer"
+    gave_up = list[bool]()
+    shipper.wait = lambda until, timeout_s: gave_up.append(bool(until())) or False  # type: ignore[method-assign]
+    assert tracker.finish(status).left == 2
+    assert gave_up == [not waits]
+
+
 def test_a_part_of_a_study_begins_without_its_server_and_does_not_wait_at_its_end(
     shipper: Shipper, storage: Storage
 ) -> None:

@@ -112,7 +112,11 @@ class JournalTracker:
         return views.view_url(without_password(served.uri), served.experiment_id, key)
 
     def finish(self, status: str | None) -> Shipped:
-        """Ends the run. What is not sent in time goes on being sent for as long as this process lives."""
+        """Ends the run. What is not sent in time goes on being sent for as long as this process lives.
+
+        Who was told to stop has little time, and does not wait for a server that is away.
+        """
+        self._patient = self._patient and status != "KILLED"
         if status is not None:
             self._recorder.put([Status(status, time.time_ns() // 1_000_000), *self._models])
         records = self._recorder.records
