@@ -70,22 +70,13 @@ def read(storage: Storage, start: int, lease: int | None = None) -> Piece:
     """
     found = segments(storage.names(FOLDER))
     start = min([start, *(s.start for s in found if lease is not None and s.lease > lease)])
-    ends = [*(segment.start for segment in found[1:]), None]
-    for segment, end in zip(found, ends, strict=False):  # without segments there is an end too many
-        if end is not None and end <= start:
-            continue
-        lines = _lines(storage, segment)[: None if end is None else end - segment.start]
-        if rest := lines[max(start - segment.start, 0) :]:
-            return Piece(max(start, segment.start), segment.lease, rest)
-    return Piece(start, lease or 0, [])
+    return next(_pieces(storage, found, start), Piece(start, lease or 0, []))
 
 
 def lines(storage: Storage) -> Iterator[tuple[int, bytes]]:
-    """All records there are now: number, line."""
-    piece = read(storage, 0)
-    while piece.lines:
+    """All records there are now: number, line. One listing, and each object once."""
+    for piece in _pieces(storage, segments(storage.names(FOLDER)), 0):
         yield from enumerate(piece.lines, piece.start)
-        piece = read(storage, piece.next)
 
 
 def end(storage: Storage) -> int:
@@ -98,6 +89,16 @@ def remove(storage: Storage) -> None:
     """All of it, of a run that never began."""
     for name in storage.names("tracking"):
         storage.remove(name)
+
+
+def _pieces(storage: Storage, found: Sequence[Segment], start: int) -> Iterator[Piece]:
+    """What counts of each segment, from record `start` on."""
+    ends = [*(segment.start for segment in found[1:]), None]
+    for segment, end in zip(found, ends, strict=False):  # without segments there is an end too many
+        if end is None or end > start:
+            lines = _lines(storage, segment)[: None if end is None else end - segment.start]
+            if rest := lines[max(start - segment.start, 0) :]:
+                yield Piece(max(start, segment.start), segment.lease, rest)
 
 
 def _lines(storage: Storage, segment: Segment) -> list[bytes]:
