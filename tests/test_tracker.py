@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import Metric, Place, Shipped, add_last, journal, open_tracker, recorder, send_rest
+from orchestrator.tracking import Metric, Place, Shipped, add_last, journal, left, open_tracker, recorder, send_rest
 from orchestrator.tracking import look_for_server as look
 from orchestrator.tracking import tracker as module
 from orchestrator.tracking.journal import Ack, read_ack, write_ack
@@ -71,7 +71,8 @@ class Shipper:
 @pytest.fixture
 def shipper(monkeypatch: pytest.MonkeyPatch) -> Shipper:
     made = Shipper()
-    monkeypatch.setattr(module, "shipper", lambda: made)
+    for name in (module, left):
+        monkeypatch.setattr(name, "shipper", lambda: made)
     monkeypatch.setattr(recorder, "FOLDER_S", 0.0)
     return made
 

@@ -25,7 +25,6 @@ from orchestrator.tracking.records import (
     Tags,
     Tracker,
     from_line,
-    to_line,
 )
 from orchestrator.tracking.shipper import Served, Shipper, shipper
 from pipelines.errors import ClusterError
@@ -179,52 +178,6 @@ def look_for_server(storage: Storage, uri: str, child: bool = False) -> None:
         check(uri)
         if not child and not journal.end(storage):
             probe(uri)
-
-
-def add_last(place: Place, uri: str, status: str, tags: Mapping[str, str]) -> None:
-    """Ends a run that nobody has open; one that was never opened has no journal, and gets none."""
-    if not journal.end(place.storage):
-        return
-    now = time.time_ns() // 1_000_000
-    journal.Writer(place.storage, place.lease).append([to_line(Tags(dict(tags))), to_line(Status(status, now))])
-    _send(place.storage, uri)
-
-
-def send_rest(storages: Iterable[Storage], uri: str, wait_s: float) -> Shipped:
-    """Sends what other drivers have left, for `wait_s` at most: how far all of it is then."""
-    found = (_send(storage, uri) for storage in storages if journal.end(storage) > acknowledged(storage))
-    if not (served := [one for one in found if one is not None]):
-        return Shipped()
-    shipper().wait(lambda: shipper().away or all(one.failed or one.sent for one in served), wait_s)
-    records, shipped = sum(one.records or 0 for one in served), sum(one.next for one in served)
-    return Shipped(records, shipped, sum(one.refused for one in served))
-
-
-def acknowledged(storage: Storage) -> int:
-    """Records that the server has, or will never take."""
-    known = journal.read_ack(storage)
-    return known.next if known else 0
-
-
-def _send(storage: Storage, uri: str) -> Served | None:
-    """What is in a journal now, to its end; nothing where nothing is sent."""
-    if uri in (OFF, OFFLINE):
-        return None
-    served = shipper().serve(storage.place, uri)
-    shipper().close(storage.place, journal.end(storage))
-    return served
-
-
-def left_line(shipped: Shipped, place: str, uri: str) -> str:
-    """What is still to be sent, or was not taken, for a person."""
-    when, to = ("to send them", " --uri URI") if uri == OFFLINE else ("when the server answers", "")
-    words = []
-    if shipped.left:
-        words.append(f"{shipped.left:,} of {shipped.records:,} records wait in {place}; {when}: "
-                     f"python -m jobs.tracking sync {place}{to}")  # fmt: skip
-    if shipped.refused:
-        words.append(f"{shipped.refused:,} were refused, see {place}/{journal.REFUSED}")
-    return f"tracking: {'; '.join(words)}"
 
 
 def _await(sending: Shipper, served: Served, needed: bool) -> None:
