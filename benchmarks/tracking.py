@@ -26,10 +26,7 @@ has ended by itself and the server is there.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,18 +35,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.outage import OUTAGES, Server, serving
-from benchmarks.reporting import Job, metrics, point
-from benchmarks.tracked import OURS, RATIOS, Turn, against, figures, summary
-from benchmarks.trackers import RUN, WAYS
+from benchmarks.outage import OUTAGES, serving
+from benchmarks.reporting import Job
+from benchmarks.tracked import OURS, RATIOS, against, figures, summary
+from benchmarks.trackers import WAYS
+from benchmarks.turns import measure
 from jobs import edge
-from orchestrator.cluster import processes
-from pipelines.errors import ClusterError, ConfigError
+from pipelines.errors import ConfigError
 
-ROOT = Path(__file__).parent.parent
 CONDITIONS = ("healthy", *OUTAGES, "killed")
 CALLBACK = "ray-callback"
-LIMIT_S = 600  # for one turn
 SHOWN = {
     "call_us": "us a point", "call_us_p95": "p95", "call_us_greatest": "greatest", "held_up_s": "held up, s",
     "bare_ms": "bare step, ms", "step_to_bare": "step / bare", "median_step_to_bare": "median step / bare",
@@ -97,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
         for number in range(setting.rounds):
             for case, name in _turns(setting, number):
                 load = os.getloadavg()[0]
-                turn = measure(server, setting, name, case, Path(folder, f"{name}-{case.replace(':', '-')}-{number}"))
+                job = _job(setting, name, case, server.uri, Path(folder, f"{name}-{case.replace(':', '-')}-{number}"))
+                turn = measure(server, job, _parts(case)[0], setting.away_s)
                 about = {"round": number, "case": case, "way": name, "load_average_before": load}
                 rows.append(about | figures(turn))
                 edge.say(f"round {number + 1} {case} {name}: {_line(rows[-1])}")
@@ -120,77 +116,12 @@ def _turns(setting: Setting, number: int) -> Iterator[tuple[str, str]]:
                 yield case, name
 
 
-def measure(server: Server, setting: Setting, name: str, case: str, folder: Path) -> Turn:
-    """One turn. Raises ClusterError where the way fails before it has trained, or does not end."""
+def _job(setting: Setting, name: str, case: str, uri: str, folder: Path) -> Job:
+    """What one turn has to do; makes its folder."""
     folder.mkdir()
     condition, every = _parts(case)
-    killed = condition == "killed"
-    about = (name, server.uri, str(folder), folder.name)
-    job = Job(*about, setting.bare, setting.steps, every, setting.settle_s, killed)
-    times, told = job.times(), folder / "told.json"
-    code = _run(job, times, server, condition, setting.away_s)
-    found = json.loads(told.read_text()) if told.exists() else {}
-    if ("trained" not in found and not killed) or "run_id" not in found or (code and name == OURS):
-        raise ClusterError(f"{job.name} failed; its last words:\n{processes.tail(folder / 'log', 30)}")
-    failed = "sent" not in found
-    after_s = 0.0 if failed else found["sent"] - found["trained"]
-    if killed:
-        _sync(folder / RUN, server.uri)
-    stored = _stored(server.uri, found["run_id"])
-    if condition in OUTAGES:  # nothing that it left may be in the next one's way
-        server.leave("refused")
-        server.come_back("refused")
-    return Turn(times, job.bare, job.points, stored, found.get("errors", 0), after_s, failed and not killed)
-
-
-def _run(job: Job, times: Any, server: Server, condition: str, away_s: float) -> int:
-    """Its exit code."""
-    with Path(job.folder, "log").open("wb") as log:
-        command = [sys.executable, "-m", "benchmarks.trackers", job.to_json()]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        if condition in OUTAGES:
-            _reach(job.bare + job.steps // 4, times, process)
-            server.leave(condition)
-            time.sleep(away_s)
-            server.come_back(condition)
-        return process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{job.name} did not end within {LIMIT_S} s") from error
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _sync(run: Path, uri: str) -> None:
-    """Sends what a driver of ours left, as its user would."""
-    if run.exists():
-        command = [sys.executable, "-m", "jobs.tracking", "sync", str(run), "--uri", uri]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-
-
-def _reach(row: int, times: Any, process: "subprocess.Popen[bytes]") -> None:
-    """Until the training is so far, or has ended."""
-    while not times[row, 0] and process.poll() is None:
-        time.sleep(0.01)
-
-
-def _stored(uri: str, run_id: str) -> dict[str, list[int]]:
-    """Each metric of a point -> the steps that the server has of it.
-
-    One that hung may be out of connections to its database for minutes: it still works on what nobody waits for.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    client, limit = MlflowClient(uri), time.monotonic() + LIMIT_S
-    while True:
-        try:
-            return {key: [found.step for found in client.get_metric_history(run_id, key)] for key in metrics(point(1))}
-        except MlflowException as error:
-            if time.monotonic() > limit:
-                raise ClusterError(f"MLflow still fails after {LIMIT_S} s: {error}") from error
-            time.sleep(1.0)
+    about = (name, uri, str(folder), folder.name)
+    return Job(*about, setting.bare, setting.steps, every, setting.settle_s, killed=condition == "killed")
 
 
 def _parts(case: str) -> tuple[str, int]:
