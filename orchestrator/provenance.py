@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +20,9 @@ def content_sha256(root: Path = ROOT) -> str:
 
 
 def tags() -> dict[str, str]:
-    """Tags for MLflow: package hash, git commit and dirty state when known, Ray job and submission id."""
-    found = ({"skiplane.package_sha256": content_sha256()}, _git(), _job())
+    """Tags for MLflow: which command, package hash, git commit and dirty state when known, Ray job and submission id."""
+    command = getattr(sys.modules["__main__"].__spec__, "name", "")  # jobs.train; MLflow shows the commit beside it
+    found = ({"mlflow.source.name": command, "skiplane.package_sha256": content_sha256()}, _git(), _job())
     return {name: value for tags in found for name, value in tags.items() if value}
 
 
