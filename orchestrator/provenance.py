@@ -20,7 +20,7 @@ def content_sha256(root: Path = ROOT) -> str:
 
 
 def tags() -> dict[str, str]:
-    """Tags for MLflow: which command, package hash, git commit and dirty state when known, Ray job and submission id."""
+    """Tags for MLflow: command, package hash, git commit and dirty state when known, Ray job and submission id."""
     command = getattr(sys.modules["__main__"].__spec__, "name", "")  # jobs.train; MLflow shows the commit beside it
     found = ({"mlflow.source.name": command, "skiplane.package_sha256": content_sha256()}, _git(), _job())
     return {name: value for tags in found for name, value in tags.items() if value}

@@ -175,6 +175,28 @@ def test_a_storage_that_fails_is_tried_again_and_holds_nobody_up(
     assert [r.message.partition(" (")[0] for r in caplog.records] == ["the tracking journal cannot be written"]
 
 
+def test_a_storage_that_hangs_holds_nobody_up_either(
+    shipper: Shipper, storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The write does not return before the test has put more points, and closed in vain."""
+    tracker, write, reached, answers = opened(storage), Storage.write, threading.Event(), threading.Event()
+
+    def hanging(self: Storage, name: str, data: bytes) -> None:
+        reached.set()
+        assert answers.wait(60)
+        write(self, name, data)
+
+    monkeypatch.setattr(Storage, "write", hanging)
+    monkeypatch.setattr(module, "WRITE_S", 0.01)
+    tracker.metrics(points(0, 1))
+    assert reached.wait(60)
+    tracker.metrics(points(1, 5))
+    lost = tracker.finish("KILLED")
+    answers.set()
+    assert lost.records < 7  # the write that hangs, and what came after it
+    assert "could not be written" in caplog.text
+
+
 # -- links -------------------------------------------------------------------------------------------------------------
 
 

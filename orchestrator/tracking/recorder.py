@@ -33,6 +33,7 @@ class Recorder:
     def __init__(self, storage: Storage, lease: int, wrote: Callable[[], None]) -> None:
         """wrote: called in the thread, after each write. Raises ClusterError where the journal cannot be read."""
         self._storage, self._writer, self._wrote = storage, Writer(storage, lease), wrote
+        self._records = self._writer.next
         self._pause = BUCKET_S if is_url(storage.place) else FOLDER_S
         self._items, self._filled, self._hurry = deque[_Item](), threading.Condition(), threading.Event()
         self._ended = False
@@ -43,7 +44,7 @@ class Recorder:
     def records(self) -> int:
         """In the journal, and waiting to be."""
         with self._filled:
-            return self._writer.next + len(self._items)
+            return self._records
 
     def put(self, records: Sequence[Record]) -> None:
         """Appends; never waits."""
@@ -61,11 +62,13 @@ class Recorder:
             self._filled.notify_all()
         self._hurry.set()
         self._thread.join(timeout_s)
-        return len(self._items)
+        with self._filled:
+            return len(self._items)
 
     def _put(self, items: list[_Item]) -> None:
         with self._filled:
             self._items.extend(items)
+            self._records += len(items)
             self._filled.notify_all()
 
     def _run(self) -> None:
@@ -89,10 +92,11 @@ class Recorder:
             self._hurry.wait(self._pause)
 
     def _write(self, items: Sequence[_Item]) -> None:
+        """Without the lock: a storage may take minutes."""
         for item in items:
             if item.file:
                 self._storage.write(item.file, item.content)
+        self._writer.append([item.line for item in items])
         with self._filled:
-            self._writer.append([item.line for item in items])
             for _ in items:
                 self._items.popleft()
