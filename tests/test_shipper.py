@@ -142,6 +142,32 @@ def test_one_that_stands_still_holds_nobody_up_and_is_replaced(stub: Stub) -> No
     stub.until(lambda: stub.heard[-1] != f'{{"pid": {stub.pids[1]}}}')
 
 
+def test_what_is_no_event_is_said_and_the_rest_goes_on(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    served = stub.shipper.serve("/runs/a", "http://h")
+    stub.says("some library says hello", '{"event": "shipped", "place": "/runs/a", "next": 3, "refused": 0}')
+    stub.shipper.kick("/runs/a")
+    assert stub.shipper.wait(lambda: served.next == 3, 60)
+    assert "some library says hello" in caplog.text
+    assert len(stub.pids) == 1
+
+
+def test_a_machine_without_processes_to_give_is_asked_again(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.01)
+    start, fails = module.subprocess.Popen, iter(range(3))
+
+    def short(*args: object, **more: object) -> object:
+        if next(fails, None) is not None:
+            raise BlockingIOError("Resource temporarily unavailable")
+        return start(*args, **more)
+
+    monkeypatch.setattr(module.subprocess, "Popen", short)
+    os.kill(stub.pids[0], signal.SIGKILL)
+    stub.until(lambda: len(stub.pids) == 2)
+    assert caplog.text.count("cannot be started") == 3
+
+
 def test_it_ends_with_its_driver(stub: Stub) -> None:
     stub.shipper.end()
     with pytest.raises(ProcessLookupError):

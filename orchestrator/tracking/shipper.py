@@ -109,6 +109,7 @@ class Shipper:
         """Ends the process, after the request under way."""
         with self._changed:
             self._ended.set()
+            self._changed.notify_all()
             process = self._process
             if process and process.stdin:
                 process.stdin.close()
@@ -133,22 +134,31 @@ class Shipper:
             self._ended.wait(pause)
             began = time.monotonic()
 
-    def _start(self) -> subprocess.Popen[bytes] | None:
-        """None once it has been ended."""
+    def _start(self) -> "subprocess.Popen[bytes] | None":
+        """None once it has been ended. Tried until it goes: a machine may be short of processes for a while."""
         with self._changed:
-            if self._ended.is_set():
-                return None
-            self._process = process = subprocess.Popen(
-                self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-            )
-            os.set_blocking(self._orders(process), False)
-            for place, served in self._runs.items():
-                self._tell({"do": "serve", "place": place, "uri": served.uri})
-                if served.records is not None:
-                    self._tell({"do": "close", "place": place})
-            if self._hurry:
-                self._tell({"do": "hurry"})
-        return process
+            while not self._ended.is_set():
+                try:
+                    self._process = subprocess.Popen(
+                        self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+                    )
+                except OSError as error:
+                    log.warning("what sends to MLflow cannot be started (%s); points wait in the journal", error)
+                    self._changed.wait(LONGEST_PAUSE_S)
+                    continue
+                os.set_blocking(self._orders(self._process), False)
+                self._greet()
+                return self._process
+        return None
+
+    def _greet(self) -> None:
+        """Tells a new process all that holds; with the lock held."""
+        for place, served in self._runs.items():
+            self._tell({"do": "serve", "place": place, "uri": served.uri})
+            if served.records is not None:
+                self._tell({"do": "close", "place": place})
+        if self._hurry:
+            self._tell({"do": "hurry"})
 
     def _bury(self, process: "subprocess.Popen[bytes]") -> int:
         """Its exit code."""
@@ -174,7 +184,11 @@ class Shipper:
         return process.stdin.fileno()
 
     def _hear(self, line: bytes) -> None:
-        said = json.loads(line)
+        try:
+            said = json.loads(line)
+        except ValueError:  # what some library prints is no event
+            log.warning("the process that sends to MLflow says: %r", line[:200])
+            return
         with self._changed:
             self._note(said["event"], said, self._runs.get(said.get("place", "")))
             self._changed.notify_all()
