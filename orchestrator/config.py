@@ -306,7 +306,7 @@ class TrackingConfig(Section):
     )
     register_as: str = setting("", HORIZON, "registered model of MLflow that gets it as a new version; empty = none")
     alias: str = setting("", HORIZON, "alias of that version, such as champion; empty = none")
-    wait_seconds: float = setting(30.0, HORIZON, "how long the end of a run waits for what MLflow has not got", ge=0)
+    wait_seconds: float = setting(30.0, HORIZON, "how long the end of a run waits while MLflow takes nothing", ge=0)
     progress_seconds: float = setting(5.0, HORIZON, "seconds between progress lines", gt=0)
 
 

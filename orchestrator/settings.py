@@ -121,10 +121,21 @@ def resolve(config: RunConfig, edge: Edge) -> RunConfig:
         or str(edge.home / "runs"),
         "model.init": _path("model.init", config.model.init, edge),
         "train.fork": _url("train.fork", config.train.fork, WRITTEN) or _path("train.fork", config.train.fork, edge),
-        "tracking.uri": config.tracking.uri or edge.tracking_uri or f"sqlite:///{edge.home / 'mlflow.db'}",
+        "tracking.uri": _tracking(config.tracking.uri or edge.tracking_uri) or f"sqlite:///{edge.home / 'mlflow.db'}",
         "tracking.experiment": config.tracking.experiment or edge.experiment or config.data.name,
     }
     return config.replace(changes)
+
+
+def _tracking(uri: str) -> str:
+    """The same address. Raises ConfigError for one with a password: settings are printed, and stand in run.json."""
+    if re.match(r"[\w+.-]+://[^@]*:[^@]*@", uri):
+        raise ConfigError(
+            "tracking.uri (or MLFLOW_TRACKING_URI) holds a password, which would stand in logs and in run.json; leave "
+            "user and password out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
+            "~/.mlflow/credentials; for a database PGUSER and PGPASSWORD"
+        )
+    return uri
 
 
 def recipe_names() -> list[str]:

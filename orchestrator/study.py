@@ -8,7 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -20,9 +20,9 @@ from orchestrator.settings import sentences
 from orchestrator.state.lease import lease
 from orchestrator.state.records import Result
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import Place, Tracker, left_line, open_tracker, study_view
+from orchestrator.tracking import Others, Place, Tracker, left_line, open_tracker, study_view
 from orchestrator.verdict import DEGRADATION_NATS, Row, Verdict, verdict
-from pipelines.errors import ConfigError, TrainingError
+from pipelines.errors import ClusterError, ConfigError, TrainingError
 
 DEFAULT_NETS = "plain-18,plain-34,resnet-18,resnet-34"
 __all__ = ["DEFAULT_NETS", "DEGRADATION_NATS", "Row", "Study", "Verdict", "children", "parse_nets", "run", "verdict"]
@@ -127,8 +127,11 @@ def _study(config: RunConfig, runs: Sequence[RunConfig], storage: Storage, track
         status = "KILLED"
         raise
     finally:
-        if (shipped := tracker.finish(status)).left:
-            say(left_line(shipped, storage.place, config.tracking.uri))
+        own, folders = tracker.finish(status), (Storage(child.folder()) for child in runs)
+        with suppress(ClusterError):  # what the storage does not show now is sent by hand
+            for shipped in (own, Others(config.tracking.uri).end(folders, config.tracking.wait_seconds)):
+                if shipped.left or shipped.refused:
+                    say(left_line(shipped, storage.place, config.tracking.uri))
     return study
 
 
@@ -167,9 +170,9 @@ def _track(tracker: Tracker, study: Study) -> None:
     """The parent run: verdict as tags, table as its description, figure and result as files."""
     tracker.tags({"skiplane.degradation": str(study.degradation).lower(),
                   "skiplane.residual_converges_faster": str(study.residual_converges_faster).lower()})  # fmt: skip
-    link = f"[Curves side by side]({study.mlflow_url})"
+    link = f"[Curves side by side]({study.mlflow_url})\n\n" if study.mlflow_url else ""
     picture = page.image("figure4.svg", "Training and validation error by epoch")
-    tracker.note(f"{study.verdict}\n\n{link}\n\n{picture}\n\n{figures.table_markdown(study.nets)}")
+    tracker.note(f"{study.verdict}\n\n{link}{picture}\n\n{figures.table_markdown(study.nets)}")
     for kind, content in figures.figure4(study.nets).items():
         tracker.file(content, f"figure4.{kind}")
     tracker.file(json.dumps(asdict(study), indent=1).encode(), "result.json")

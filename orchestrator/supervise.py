@@ -8,7 +8,7 @@ import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,13 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def run(config: RunConfig, *, child: bool = False, title: str = "", tags: Mapping[str, str] | None = None,
-        say: Say = print, stop: Stop | None = None, show: Show | None = None,
+def run(config: RunConfig, *, child: bool = False, sends: bool = True, title: str = "",
+        tags: Mapping[str, str] | None = None, say: Say = print, stop: Stop | None = None, show: Show | None = None,
         crews: Crews | None = None) -> Result:  # fmt: skip
     """Trains the run that `config` names, from wherever it is, to its end or to train.stop_after.
 
-    child: one of several runs, whose study or sweep is the folder above. title and tags: of its run in MLflow. stop:
+    child: one of several runs, whose study or sweep is the folder above. sends: whether what is tracked is sent from
+    here; else another process does. title and tags: of its run in MLflow. stop:
     whoever may ask for an end; without it SIGINT and SIGTERM do. show: who sees how far it is; without it lines are
     said. crews: of a driver of several runs, which take up one another's workers.
 
@@ -87,7 +88,8 @@ def run(config: RunConfig, *, child: bool = False, title: str = "", tags: Mappin
         return done
     check_fork(config, plan, dataset.digest)
     life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say))
-    return life.live(child, title or config.name, dict(tags or {}), stop, crews)
+    life.child, life.sends = child, sends
+    return life.live(title or config.name, dict(tags or {}), stop, crews)
 
 
 def _ended_before(done: Result, config: RunConfig) -> bool:
@@ -123,11 +125,11 @@ class _Life:
         self.stop = Stop()
         self.attempts: Attempts | None = None
         self.origin = provenance.tags()
+        self.child, self.sends = False, True
 
-    def live(self, child: bool, title: str, tags: dict[str, str], stop: Stop | None, crews: Crews | None) -> Result:
+    def live(self, title: str, tags: dict[str, str], stop: Stop | None, crews: Crews | None) -> Result:
         """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
-        self.child = child
-        look_for_server(self.storage, self.config.tracking.uri, child)
+        look_for_server(self.storage, self.config.tracking.uri, self.child)
         self.stop = stop or self.stop
         heeding = nullcontext() if stop else heeding_signals(self.stop)
         own = nullcontext(crews) if crews else Crews(idle_s=0)
@@ -174,7 +176,7 @@ class _Life:
             raise
         finally:
             shipped = self.tracker.finish(None if self.held.lost else status)
-            if shipped.left or shipped.refused:
+            if self.sends and (shipped.left or shipped.refused):
                 self.say(left_line(shipped, self.storage.place, self.config.tracking.uri))
         result = self._with(shipped, result)
         if self.stop.signum and result.status == "stopped":
@@ -226,6 +228,7 @@ class _Life:
             tags=self._tags() | tags,
             dataset=DatasetRef(config.data.name, self.dataset.digest, config.data.root),
             wait_s=config.tracking.wait_seconds,
+            sends=self.sends,
         )
         try:
             self.held.confirm()
@@ -265,7 +268,8 @@ class _Life:
     def _with(self, shipped: Shipped, result: Result) -> Result:
         """The result once more, with what became of its tracking; where that cannot be written it stands without."""
         if shipped.records:
-            result = replace(result, tracking=asdict(shipped))
+            where, counts = self.tracker, {name: getattr(shipped, name) for name in ("records", "shipped", "refused")}
+            result = replace(result, tracking=counts, mlflow_run_id=where.run_id, mlflow_url=where.url)
             with suppress(ClusterError):
                 self.held.confirm()
                 write_result(self.storage, result)

@@ -14,6 +14,7 @@ from orchestrator.sweep.rules import NoRule
 from orchestrator.sweep.search import Draw, Listed
 from orchestrator.sweep.settings import read
 from orchestrator.sweep.trial import Fork, Trial
+from orchestrator.tracking import Others
 from pipelines.errors import DataError
 from tests.test_director import Places
 
@@ -25,7 +26,7 @@ def births(tmp_path):
         "train.epochs": 6, "model.width": 16, "data.size": 16, "data.eval_size": 16, "data.eval_resize": 16,
     })  # fmt: skip
     space = read("", [("depth", "18,34"), ("train.global_batch", "64,128")])
-    return Births(base, SweepConfig(workers="18=1,34=2"), space, OFFICIAL["digits"], lambda text: None)
+    return Births(base, SweepConfig(workers="18=1,34=2"), space, OFFICIAL["digits"], lambda text: None, Others("off"))
 
 
 def test_a_trial_has_its_name_its_workers_and_what_its_net_costs(births):

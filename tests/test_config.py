@@ -80,6 +80,26 @@ def test_places_follow_from_home_and_relative_paths_from_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "uri",
+    [
+        "http://anna:secret@h:5000",
+        "http://anna:se/cret@h",
+        "http://anna:se[cret@h",
+        "postgresql+psycopg://a:secret@h/db",
+    ],
+)
+def test_a_password_in_the_address_is_refused_and_not_shown(monkeypatch, uri):
+    """It would stand in run.json, in what --dry-run prints, in the arguments of processes."""
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        load("--recipe", "digits", "--tracking.uri", uri)
+    assert "cret" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD"):
+        load("--recipe", "digits", edge=settings.Edge.of_environment())
+    assert load("--recipe", "digits", "--tracking.uri", "http://anna@h:5000/p").tracking.uri == "http://anna@h:5000/p"
+
+
+@pytest.mark.parametrize(
     ("variable", "flags", "expected"),
     [
         ("", [], "digits"),

@@ -16,6 +16,7 @@ from orchestrator.state.storage import Storage
 from orchestrator.tracking import (
     DatasetRef,
     Metric,
+    Others,
     Place,
     Tracker,
     add_last,
@@ -169,9 +170,9 @@ def test_going_on_with_a_run(tmp_path: Path) -> None:
     (dataset,) = (d.dataset for d in run.inputs.dataset_inputs)
     assert (dataset.name, dataset.digest) == ("digits", "d" * 36)
     assert list(tmp_path.glob("new/mlartifacts/**/figures/a.svg"))
-    add_last(Place(Storage(str(tmp_path / "s" / "a")), 3), uri, "FAILED", {"skiplane.reason": "no memory"})
+    add_last(Place(Storage(str(tmp_path / "s" / "a")), 3), "FAILED", {"skiplane.reason": "no memory"})
     assert parent.finish("FINISHED").left == 0
-    assert shipper().wait(lambda: not shipper()._runs, 60)  # forgotten once all is sent
+    assert Others(uri).end([Storage(str(tmp_path / "s" / "a"))], 60.0).left == 0
     run = client.get_run(first.run_id)
     assert (run.info.status, run.data.tags["skiplane.reason"]) == ("FAILED", "no memory")
 

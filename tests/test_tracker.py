@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import Metric, Place, Shipped, add_last, journal, left, open_tracker, recorder, send_rest
+from orchestrator.tracking import Metric, Place, Shipped, add_last, journal, left, open_tracker, recorder
 from orchestrator.tracking import look_for_server as look
 from orchestrator.tracking import tracker as module
-from orchestrator.tracking.journal import Ack, read_ack, write_ack
+from orchestrator.tracking.journal import Ack, write_ack
 from orchestrator.tracking.records import (
     ExperimentTag,
     File,
@@ -38,6 +38,7 @@ class Shipper:
     def __init__(self) -> None:
         self.away: str | None = None
         self.orders = list[tuple[str, ...]]()
+        self.known = dict[str, Served]()
         self.opens: Callable[[str, Served], None] = self.takes
 
     def takes(self, place: str, served: Served) -> None:
@@ -47,7 +48,7 @@ class Shipper:
 
     def serve(self, place: str, uri: str) -> Served:
         self.orders.append(("serve", place))
-        self.served = served = Served(uri)
+        served = self.known[place] = Served(uri)
         self.opens(place, served)
         return served
 
@@ -56,7 +57,7 @@ class Shipper:
 
     def close(self, place: str, records: int) -> None:
         self.orders.append(("close", place))
-        self.served.records = records
+        self.known[place].records = records
 
     def forget(self, place: str) -> None:
         self.orders.append(("forget", place))
@@ -259,7 +260,30 @@ def test_who_was_told_to_stop_does_not_wait_for_a_server_that_is_away(
     gave_up = list[bool]()
     shipper.wait = lambda until, timeout_s: gave_up.append(bool(until())) or False  # type: ignore[method-assign]
     assert tracker.finish(status).left == 2
-    assert gave_up == [not waits]
+    assert gave_up == [not waits]  # asked once: nothing moves
+
+
+def test_the_end_waits_as_long_as_something_arrives(shipper: Shipper, storage: Storage) -> None:
+    """And four times as long for a model, which is one record."""
+    shipper.opens = lambda place, served: setattr(served, "opened", True)
+    tracker, waited = opened(storage, wait_s=2.0), list[float]()
+    tracker.metrics(points(0, 3))
+    tracker.model("checkpoints/step-3")
+
+    def arrives(until: Callable[[], Any], timeout_s: float) -> bool:
+        waited.append(timeout_s)
+        shipper.known[storage.place].next += 2
+        return bool(until())
+
+    shipper.wait = arrives  # type: ignore[method-assign]
+    assert tracker.finish("FINISHED") == Shipped(6, 6, 0)
+    assert waited == [2.0, 2.0, 2.0]
+    again = opened(storage, lease=2, wait_s=2.0)
+    again.model("checkpoints/step-4")
+    shipper.known[storage.place].next = 8
+    shipper.wait = lambda until, timeout_s: waited.append(timeout_s) or False  # type: ignore[method-assign]
+    assert again.finish("FINISHED").left == 1
+    assert waited[-1] == 8.0
 
 
 def test_a_part_of_a_study_begins_without_its_server_and_does_not_wait_at_its_end(
@@ -323,29 +347,56 @@ def test_who_is_looked_for(storage: Storage, monkeypatch: pytest.MonkeyPatch) ->
         look(storage, "./mlruns")
 
 
-# -- what others left --------------------------------------------------------------------------------------------------
+# -- what others write -------------------------------------------------------------------------------------------------
 
 
 def test_last_words_for_a_run_that_nobody_has(shipper: Shipper, storage: Storage) -> None:
-    add_last(Place(storage, 1), URI, "FAILED", {"skiplane.state": "failed"})
+    add_last(Place(storage, 1), "FAILED", {"skiplane.state": "failed"})
     assert storage.names() == []  # it never began
     opened(storage).finish("FINISHED")
-    add_last(Place(storage, 2), URI, "FAILED", {"skiplane.state": "failed"})
+    add_last(Place(storage, 2), "FAILED", {"skiplane.state": "failed"})
     *_, tags, status = records(storage)
     assert tags == Tags({"skiplane.state": "failed"})
     assert isinstance(status, Status)
     assert status.status == "FAILED"
-    assert shipper.orders[-2:] == [("serve", storage.place), ("close", storage.place)]
 
 
-def test_what_other_drivers_left_is_sent(shipper: Shipper, tmp_path: Path) -> None:
-    folders = [Storage(str(tmp_path / name)) for name in ("t001", "t002", "t003")]
-    for storage in folders[:2]:
-        opened(storage, child=True).finish("FINISHED")
-    write_ack(folders[0], Ack("http://h:5000", "7", "run1", 2))
-    shipper.orders.clear()
-    shipper.opens = lambda place, served: setattr(served, "next", 2)
-    assert send_rest(folders, URI, 1.0) == Shipped(2, 2, 0)
-    assert shipper.orders == [("serve", folders[1].place), ("close", folders[1].place)]
-    assert send_rest(folders, "offline", 1.0) == Shipped()
-    assert read_ack(folders[2]) is None
+def test_a_journal_that_another_process_sends(shipper: Shipper, storage: Storage) -> None:
+    """A trial's: its driver records, and knows its run once the sweep's driver has sent the beginning."""
+    tracker = opened(storage, child=True, sends=False)
+    assert (tracker.run_id, tracker.url, shipper.orders) == (None, None, [])
+    write_ack(storage, Ack("http://h:5000", "7", "run1", 1))
+    assert tracker.finish("FINISHED") == Shipped(2, 1, 0)
+    assert tracker.run_id == "run1"
+    assert str(tracker.url).startswith("http://h:5000/#/experiments/7/runs/run1?")
+
+
+def test_others_are_followed_while_they_write_and_sent_to_their_end(
+    shipper: Shipper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(left, "FOLDER_S", 0.001)
+    first, second, third, fourth = (Storage(str(tmp_path / f"t{number:03d}")) for number in range(1, 5))
+    shipper.opens = lambda place, served: None
+    others, looked = left.Others(URI), threading.Event()
+    shipper.kick = lambda place: looked.set() if place == first.place else None  # type: ignore[method-assign]
+    for storage in (first, second, third):
+        opened(storage, child=True, sends=False).finish("FINISHED")
+    others.follow(first)
+    others.follow(first)  # the next part of a trial
+    assert looked.wait(60)
+    others.complete(first)
+    write_ack(second, Ack("http://h:5000", "7", "run1", 2))
+    assert others.end([first, second, third, fourth], 1.0) == Shipped(4, 0, 0)  # second has been sent; fourth is empty
+    assert shipper.orders == [
+        ("serve", first.place), ("close", first.place), ("close", first.place),
+        ("serve", third.place), ("close", third.place),
+    ]  # fmt: skip
+
+
+def test_nobody_is_followed_offline(shipper: Shipper, storage: Storage) -> None:
+    others = left.Others("offline")
+    opened(storage, uri="offline").finish("FINISHED")
+    others.follow(storage)
+    others.complete(storage)
+    assert others.end([storage], 1.0) == Shipped()
+    assert shipper.orders == []

@@ -167,13 +167,11 @@ def test_null_tracker_hears_everything() -> None:
 
 def test_what_is_left_is_said_with_the_command_that_sends_it() -> None:
     assert left_line(Shipped(1500, 300, 0), "/runs/a", "http://h") == (
-        "tracking: 1,200 of 1,500 records wait in /runs/a; when the server answers: "
-        "python -m jobs.tracking sync /runs/a"
+        "tracking: 1,200 of 1,500 records wait in /runs/a; this sends them: python -m jobs.tracking sync /runs/a"
     )
     assert left_line(Shipped(15, 0, 0), "/runs/a", "offline") == (
-        "tracking: 15 of 15 records wait in /runs/a; to send them: python -m jobs.tracking sync /runs/a --uri URI"
+        "tracking: 15 of 15 records wait in /runs/a; this sends them: python -m jobs.tracking sync /runs/a --uri URI"
     )
-    assert (
-        left_line(Shipped(10, 10, 2), "/runs/a", "http://h")
-        == "tracking: 2 were refused, see /runs/a/tracking/refused.jsonl"
+    assert left_line(Shipped(10, 10, 2), "/runs/a", "http://h") == (
+        "tracking: 2 were refused, see tracking/refused.jsonl there: /runs/a"
     )

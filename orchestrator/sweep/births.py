@@ -15,7 +15,7 @@ from orchestrator.sweep.search import Draw
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.training import task
 from orchestrator.sweep.trial import Fork, Trial
-from orchestrator.tracking import Place, add_last
+from orchestrator.tracking import Others, Place, add_last
 from pipelines.errors import ConfigError, DataError, SkiplaneError
 
 
@@ -28,6 +28,7 @@ class Births:
     space: Space
     counts: Counts
     say: Callable[[str], None]
+    others: Others
     tags: Mapping[str, str] = field(default_factory=dict)  # of each trial's run
     known: dict[str, int] = field(default_factory=dict)  # trial -> images of its epoch
 
@@ -59,7 +60,8 @@ class Births:
         return config.replace(changes)
 
     def task(self, trial: Trial, until: int, workers: str) -> str:
-        """What a slot is told: its run, until so many epochs, with so many workers."""
+        """What a slot is told: its run, until so many epochs, with so many workers. Its journal is sent from here."""
+        self.others.follow(Storage(self.folder(trial)))
         config = self.config(trial, until).replace({"cluster.workers": workers})
         return task(config, trial.title, {**self.tags, "skiplane.trial": trial.id})
 
@@ -77,15 +79,16 @@ class Births:
     def close(self, trial: Trial) -> None:
         """Why a trial stopped or failed is known here alone; one that never began has nothing in MLflow."""
         uri, storage = self.base.tracking.uri, Storage(self.folder(trial))
-        if uri == "off" or trial.state == "finished":
-            return
+        if trial.state == "finished" or uri == "off":
+            return self.others.complete(storage)
         status = "FAILED" if trial.state == "failed" else "FINISHED"
         tags = {"skiplane.state": trial.state, "skiplane.reason": (trial.reason or "")[:500]}
         try:
             with lease(storage, trial.id, self.say) as held:
-                add_last(Place(storage, held.number), uri, status, tags)
+                add_last(Place(storage, held.number), status, tags)
         except SkiplaneError as error:
             self.say(f"tracking: {trial.id} is not marked as {trial.state}: {error}")
+        return self.others.complete(storage)
 
     def _checkpoint(self, config: RunConfig, fork: Fork) -> str:
         """The donor's newest checkpoint at the end of that epoch."""

@@ -5,7 +5,8 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 
 from orchestrator import provenance, supervise
@@ -32,13 +33,14 @@ from orchestrator.sweep.training import train
 from orchestrator.sweep.trial import METRICS, Trial
 from orchestrator.tracking import (
     NullTracker,
+    Others,
     Place,
     Shipped,
     Tracker,
     left_line,
     look_for_server,
     open_tracker,
-    send_rest,
+    run_id_of,
     sweep_view,
 )
 from pipelines.errors import ClusterError, ConfigError, SkiplaneError, TrainingError
@@ -171,7 +173,8 @@ class _Sweep:
 
     def _direct(self, trials: Trials) -> SweepDirector:
         tags = provenance.tags() | {"skiplane.kind": "trial", "skiplane.sweep": self.config.name}
-        self.births = Births(self.config, self.sweep, self.space, self.counts, self.say, tags)
+        self.others = Others(self.config.tracking.uri)
+        self.births = Births(self.config, self.sweep, self.space, self.counts, self.say, self.others, tags)
         at_once = min(self.sweep.concurrent or self.slots, self.slots)
         return SweepDirector(
             self.births, open_search(self.space, self.sweep, self.config.train.epochs), self._rule(), self.sweep.metric,
@@ -222,7 +225,7 @@ class _Sweep:
         return "finished", None
 
     def _end(self, status: str, reason: str | None) -> Answer:
-        trials, names = self.director.trials, list(self.space.dimensions)
+        trials, names = [self._with_run(trial) for trial in self.director.trials], list(self.space.dimensions)
         url = self._view(len(trials))
         found = answer(
             self.config.name, status, trials, self.sweep.metric, storage=self.storage, base=self.config,
@@ -232,9 +235,16 @@ class _Sweep:
         track(self.tracker, found, trials, names, self.storage, self.config.tracking)
         ends = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         self._say_left(self.tracker.finish(ends[status]))
-        folders = (Storage(self.births.folder(trial)) for trial in trials)  # a slot that died may have left something
-        self._say_left(send_rest(folders, self.config.tracking.uri, self.config.tracking.wait_seconds))
+        with suppress(ClusterError):  # what the storage does not show now is sent by hand
+            folders = (Storage(self.births.folder(trial)) for trial in trials)
+            self._say_left(self.others.end(folders, self.config.tracking.wait_seconds))
         return found
+
+    def _with_run(self, trial: Trial) -> Trial:
+        """Its run in MLflow may have been made after it said what it is."""
+        if trial.mlflow_run_id is not None:
+            return trial
+        return replace(trial, mlflow_run_id=run_id_of(Storage(self.births.folder(trial))))
 
     def _say_left(self, shipped: Shipped) -> None:
         if shipped.left or shipped.refused:

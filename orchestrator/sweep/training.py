@@ -36,7 +36,7 @@ def train(what: str, tell: Callable[[Record], None], stop: Stop, crews: Crews) -
 
     try:
         result = supervise.run(
-            RunConfig.model_validate(said["config"]), child=True, title=said["title"], tags=said["tags"],
+            RunConfig.model_validate(said["config"]), child=True, sends=False, title=said["title"], tags=said["tags"],
             say=say, stop=stop, show=show, crews=crews,
         )  # fmt: skip
     except supervise.Stopped:

@@ -30,7 +30,7 @@ def check(uri: str) -> None:
     try:
         urlsplit(uri)
     except ValueError as error:
-        raise ConfigError(f"tracking.uri is {uri}, which is no URL ({error}); use http(s)://HOST:PORT") from error
+        raise ConfigError(f"tracking.uri is no URL ({error}); use http(s)://HOST:PORT") from error
     if scheme == "sqlite" and not uri.startswith("sqlite:////"):
         raise ConfigError(f"tracking.uri is {uri}; an absolute path is needed (sqlite:////home/me/mlflow.db): a job "
                           f"runs in another folder")  # fmt: skip

@@ -33,6 +33,7 @@ OFF, OFFLINE = "off", "offline"  # tracking URIs: nothing is kept; a journal is,
 NOTE = 8000  # characters of a tag
 OPEN_S = 120.0  # for the first answer: importing MLflow, and making a database's schema, on a busy machine
 WRITE_S = 10.0  # for the journal's last words
+MODEL_TIMES = 4  # as long as for other records: a large net takes a minute to be traced and uploaded
 
 log = logging.getLogger("skiplane.tracking")
 
@@ -46,12 +47,13 @@ class Place:
 
 
 class JournalTracker:
-    """See Tracker. `sent` is None where nothing is sent."""
+    """See Tracker. `sent` is None where this process sends nothing: another one does, or nobody yet."""
 
     def __init__(self, place: Place, recorder: Recorder, reached: Mapping[str, int],
                  sent: tuple[Shipper, Served] | None, wait_s: float, patient: bool) -> None:  # fmt: skip
-        """wait_s: how long `finish` waits for what has not been sent; patient: even where the server is away."""
-        self._place, self._recorder, self._sent = place.storage.place, recorder, sent
+        """wait_s: how long `finish` waits while nothing more arrives; patient: even where the server is away."""
+        self._storage, self._recorder, self._sent = place.storage, recorder, sent
+        self._ack = None if sent else journal.read_ack(place.storage)
         self._reached, self._tables = dict(reached), dict[str, None]()
         self._wait_s, self._patient = wait_s, patient
         self._models = list[Model]()
@@ -59,19 +61,20 @@ class JournalTracker:
     @property
     def run_id(self) -> str | None:
         """MLflow's."""
-        return self._sent[1].run_id if self._sent else None
+        known = self._sent[1] if self._sent else self._ack
+        return known.run_id if known else None
 
     @property
     def url(self) -> str | None:
         """Of the run's page."""
-        served = self._linked
-        return views.run_url(without_password(served.uri), served.experiment_id, served.run_id) if served else None
+        linked = self._linked
+        return views.run_url(without_password(linked.uri), linked.experiment_id, linked.run_id) if linked else None
 
     @property
     def _linked(self) -> Any:
-        """The run as it is served, where there are pages to link to."""
-        served = self._sent[1] if self._sent else None
-        return served if served and served.run_id and served.uri.startswith(("http://", "https://")) else None
+        """Where the run is, if there are pages to link to."""
+        known = self._sent[1] if self._sent else self._ack
+        return known if known and known.run_id and known.uri.startswith(("http://", "https://")) else None
 
     def metrics(self, points: Sequence[Metric]) -> None:
         """Adds points; steps up to the highest one seen are left out, for each key."""
@@ -103,44 +106,59 @@ class JournalTracker:
 
     def view(self, view: views.View) -> str | None:
         """A saved view."""
-        served = self._linked
-        if served is None:
+        linked = self._linked
+        if linked is None:
             return None
         key, name, value = views.saved(view)
         self._recorder.put([ExperimentTag(name, value)])
-        return views.view_url(without_password(served.uri), served.experiment_id, key)
+        return views.view_url(without_password(linked.uri), linked.experiment_id, key)
 
     def finish(self, status: str | None) -> Shipped:
-        """Ends the run. What is not sent in time goes on being sent for as long as this process lives.
-
-        Who was told to stop has little time, and does not wait for a server that is away.
-        """
-        self._patient = self._patient and status != "KILLED"
+        """Ends the run. What is not sent in time goes on being sent for as long as this process lives."""
         if status is not None:
             self._recorder.put([Status(status, time.time_ns() // 1_000_000), *self._models])
         records = self._recorder.records
         if lost := self._recorder.close(WRITE_S):
-            log.warning("%d records could not be written to %s, and are lost", lost, self._place)
+            log.warning("%d records could not be written to %s, and are lost", lost, self._storage.place)
         if self._sent is None:
-            return Shipped(records - lost)
+            self._ack = journal.read_ack(self._storage)
+            return Shipped(records - lost, *((self._ack.next, self._ack.refused) if self._ack else ()))
         sending, served = self._sent
-        sending.close(self._place, records - lost)
-        if self._patient:
-            sending.hurry()
-        sending.wait(lambda: served.sent or self._gives_up(sending, served), self._wait_s)
+        if status is None:
+            sending.forget(self._storage.place)
+            return Shipped(records - lost, served.next, served.refused)
+        sending.close(self._storage.place, records - lost)
+        self._await_end(sending, served, self._patient and status != "KILLED")
         return Shipped(records - lost, served.next, served.refused)
 
-    def _gives_up(self, sending: Shipper, served: Served) -> bool:
-        """Whoever is one of many does not wait for a server that is away: others send what is left."""
-        return served.failed is not None or not (self._patient or sending.away is None)
+    def _await_end(self, sending: Shipper, served: Served, patient: bool) -> None:
+        """Until all is sent, or nothing has arrived for a while. Whoever is one of many, or has little time, does not
+        wait for a server that is away. A model is one record that may take long."""
+        if patient:
+            sending.hurry()
+
+        before = served.next
+
+        def moves() -> bool:
+            given_up = served.failed is not None or not (patient or sending.away is None)
+            return served.sent or given_up or served.next > before
+
+        while sending.wait(moves, self._wait_s * (MODEL_TIMES if self._at_models(served) else 1)):
+            if served.next == before or served.sent:
+                return
+            before = served.next
+
+    def _at_models(self, served: Served) -> bool:
+        return 0 < (served.records or 0) - served.next <= len(self._models)
 
 
 def open_tracker(place: Place, uri: str, experiment: str, name: str, *, id: str, child: bool = False,
                  params: Mapping[str, str], tags: Mapping[str, str], dataset: DatasetRef | None = None,
-                 wait_s: float = 30.0) -> Tracker:  # fmt: skip
+                 wait_s: float = 30.0, sends: bool = True) -> Tracker:  # fmt: skip
     """Opens a run, or goes on with the one whose journal lies in `place`. For the driver only.
 
-    child: of the run of the folder above. id: finds the run in MLflow again where the answer to making it was lost.
+    sends: whether this process does; else another one sends what is in the journal (left.Others). child: of the run of
+    the folder above. id: finds the run in MLflow again where the answer to making it was lost.
     A parameter of MLflow never changes: where one differs, the new value becomes the tag `now.<name>`.
 
     A new run that is nobody's child needs the server: raises ClusterError where that does not answer, and ConfigError
@@ -151,13 +169,13 @@ def open_tracker(place: Place, uri: str, experiment: str, name: str, *, id: str,
         return NullTracker()
     known, before = journal.read_ack(place.storage), journal.end(place.storage)
     reached = _reached(line for _, line in journal.lines(place.storage))
-    sending = None if uri == OFFLINE else shipper()
+    sending = shipper() if sends and uri != OFFLINE else None
     recorder = Recorder(place.storage, place.lease, lambda: sending.kick(place.storage.place) if sending else None)
     recorder.put([Open(id, experiment, name, dict(params), _user() | dict(tags), dataset, child)])
     if sending is None:
         return JournalTracker(place, recorder, reached, None, wait_s, patient=False)
     served = sending.serve(place.storage.place, uri)
-    if known:
+    if known and known.uri == without_password(uri):
         served.experiment_id, served.run_id = known.experiment_id, known.run_id
     try:
         if not child:
