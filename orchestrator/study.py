@@ -170,9 +170,9 @@ def _track(tracker: Tracker, study: Study) -> None:
     """The parent run: verdict as tags, table as its description, figure and result as files."""
     tracker.tags({"skiplane.degradation": str(study.degradation).lower(),
                   "skiplane.residual_converges_faster": str(study.residual_converges_faster).lower()})  # fmt: skip
-    link = f"[Curves side by side]({study.mlflow_url})\n\n" if study.mlflow_url else ""
+    link = [f"[Curves side by side]({study.mlflow_url})"] if study.mlflow_url else []
     picture = page.image("figure4.svg", "Training and validation error by epoch")
-    tracker.note(f"{study.verdict}\n\n{link}{picture}\n\n{figures.table_markdown(study.nets)}")
+    tracker.note(page.within(page.LIMIT, [study.verdict, *link, picture, figures.table_markdown(study.nets)]))
     for kind, content in figures.figure4(study.nets).items():
         tracker.file(content, f"figure4.{kind}")
     tracker.file(json.dumps(asdict(study), indent=1).encode(), "result.json")

@@ -154,7 +154,7 @@ def test_ranking_of_nothing_but_failures() -> None:
 
 
 def test_markdown_has_the_same_rows() -> None:
-    lines = table.ranking_markdown(twelve(), NAMES, TOP1).splitlines()
+    lines = table.ranking_markdown(twelve(), NAMES, TOP1, 8000).splitlines()
     assert lines[:3] == [
         "| place | trial | net | lr | epochs | top-1 % | mult-adds | seconds | state |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -176,5 +176,5 @@ def test_markdown_keeps_the_best_and_counts_the_rest(room: int) -> None:
 
 
 def test_markdown_of_a_cause_with_a_bar_stays_a_table() -> None:
-    text = table.ranking_markdown([trial(1, state="failed", reason="a | b\nc")], NAMES, TOP1)
+    text = table.ranking_markdown([trial(1, state="failed", reason="a | b\nc")], NAMES, TOP1, 8000)
     assert text.splitlines()[2].count("|") == text.splitlines()[0].count("|")

@@ -17,7 +17,6 @@ from orchestrator.sweep.trial import Trial
 from orchestrator.tracking import Tracker
 
 RECIPE = "best.yaml"
-RUN_ID_ROOM = 24  # by which the picture's address grows when the run's id is filled in
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def track(tracker: Tracker, found: Answer, trials: Sequence[Trial], names: Seque
     """The sweep's run in MLflow: table as its description, figure, recipe and result as files, the best one's model."""
     tracker.tags({"skiplane.state": found.status, "skiplane.best": found.best or ""})
     head = _head(found, trials)
-    tracker.note(head + table.ranking_markdown(trials, names, found.metric, room=table.NOTE - len(head) - RUN_ID_ROOM))
+    tracker.note(head + table.ranking_markdown(trials, names, found.metric, room=page.LIMIT - len(head)))
     if config.model and found.status == "finished" and found.best and (best := _best_checkpoint(storage, found.best)):
         tracker.model(best, config.register_as, config.alias)
     for name in ("pareto.svg", "pareto.png", RECIPE, "result.json"):

@@ -16,7 +16,6 @@ SETTING = 20  # characters of a setting's value
 STATE = 16  # columns that a trial's state gets at least; settings make room for it
 MANY = 24  # trials that are all shown while the sweep runs
 BEST = 5  # shown of more, besides those that run
-NOTE = 8000  # characters of a description in MLflow
 TITLES = {"val/top1": "top-1 %", "val/top5": "top-5 %", "val/loss": "val loss", "train/loss": "train loss"}
 NET = ("model.depth", "model.shortcut")  # what a net's name says already
 BOUND = "\N{NO-BREAK SPACE}"
@@ -64,7 +63,7 @@ def ranking(trials: Sequence[Trial], names: Sequence[str], metric: str) -> str:
     )
 
 
-def ranking_markdown(trials: Sequence[Trial], names: Sequence[str], metric: str, room: int = NOTE) -> str:
+def ranking_markdown(trials: Sequence[Trial], names: Sequence[str], metric: str, room: int) -> str:
     """The same for MLflow's description of a run, `room` characters at most: rows that do not fit are counted."""
     placed = order.placed(trials, metric)
     columns = [*_places(placed), *_head(), *_settings(placed, names), *_final(placed, metric), ("state", _state)]

@@ -13,6 +13,7 @@ from orchestrator.tracking import journal, tables, views
 from orchestrator.tracking.address import check, probe, without_password
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.tracking.records import (
+    NOTE,
     DatasetRef,
     ExperimentTag,
     Metric,
@@ -30,7 +31,7 @@ from orchestrator.tracking.shipper import Served, Shipper, shipper
 from pipelines.errors import ClusterError
 
 OFF, OFFLINE = "off", "offline"  # tracking URIs: nothing is kept; a journal is, to be sent later
-NOTE = 8000  # characters of a tag
+TAG = 8000  # characters of a tag
 OPEN_S = 120.0  # for the first answer: importing MLflow, and making a database's schema, on a busy machine
 WRITE_S = 10.0  # for the journal's last words
 MODEL_TIMES = 4  # as long as for other records: a large net takes a minute to be traced and uploaded
@@ -88,7 +89,7 @@ class JournalTracker:
 
     def note(self, markdown: str) -> None:
         """The description on the run's page."""
-        self.tags({"mlflow.note.content": markdown[:NOTE]})
+        self.tags({NOTE: markdown[:TAG]})
 
     def file(self, content: bytes, name: str) -> None:
         """Keeps a small file under `name`."""
