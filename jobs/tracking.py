@@ -21,7 +21,7 @@ from orchestrator.tracking.journal import REFUSED
 from orchestrator.tracking.server import Server
 from orchestrator.tracking.sync import sync
 from orchestrator.tracking.verify import Verdict, verify
-from pipelines.errors import ClusterError, ConfigError, DataError
+from pipelines.errors import ClusterError, SkiplaneError
 from pipelines.remote.url import is_url
 
 COUNTS = ("records", "shipped", "waiting", "refused")
@@ -37,20 +37,17 @@ def main(argv: list[str]) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    """A run that cannot be opened does not hold up the others."""
-    code, server = 0, cache(_server)
+    """Sends each journal, parents first."""
     with Bar() as bar:
-        for place in journals.places(_folder(args.folder)):
-            try:
-                uri = journals.address(place, args.uri, Edge.of_environment().tracking_uri)
-                done = sync(place, server(uri), edge.say, partial(bar.show_records, place.rpartition("/")[2]))
-            except (ConfigError, DataError) as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                code = code or error.exit_code
-                continue
+
+        def send(place: str, server: Callable[[str], Server]) -> None:
+            uri = _uri(place, args.uri)
+            show = partial(bar.show_records, place.rpartition("/")[2])
+            done = sync(place, server(uri), edge.say, show, again=args.again, refused=args.refused)
             refused = f", but {done.refused:,} that it refused: see {place}/{REFUSED}" if done.refused else ""
             edge.say(f"{place}: {done.records:,} records are at {without_password(uri)}{refused}")
-    return code
+
+        return _each(args.folder, send)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -72,20 +69,22 @@ def _status(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     """Journal beside server, point by point."""
-    server, verdicts = cache(_server), list[Verdict]()
-    for place in journals.places(_folder(args.folder)):
+    verdicts = list[Verdict]()
+
+    def compare(place: str, server: Callable[[str], Server]) -> None:
         storage = Storage(place)
         known = journals.standing(storage).ack
-        uri = journals.address(place, args.uri, Edge.of_environment().tracking_uri) if known else ""
         try:
-            verdicts.append(verify(storage, server(uri) if uri else None))
+            verdicts.append(verify(storage, server(_uri(place, args.uri)) if known else None))
         except Unreachable as error:
-            raise _away(error) from error
+            raise ClusterError(str(error)) from error
+
+    code = _each(args.folder, compare)
     if args.json:
         edge.say(json.dumps([_plain(verdict) for verdict in verdicts], indent=1))
     else:
         _show(verdicts)
-    return 0 if all(verdict.agree for verdict in verdicts) else 1
+    return code or (0 if all(verdict.agree for verdict in verdicts) else 1)
 
 
 def _model(args: argparse.Namespace) -> int:
@@ -93,7 +92,7 @@ def _model(args: argparse.Namespace) -> int:
     from orchestrator.publish import publish  # torch takes seconds to import
 
     place = _folder(args.folder)
-    uri = journals.address(place, args.uri, Edge.of_environment().tracking_uri)
+    uri = _uri(place, args.uri)
     made = publish(place, uri, checkpoint=args.checkpoint, register=args.register, alias=args.alias, warn=edge.say)
     edge.say("\n".join((made.what, made.uri, made.load, made.serve)))
     return 0
@@ -104,6 +103,7 @@ def _show(verdicts: list[Verdict]) -> None:
         at, points = verdict.standing, f"{verdict.points:,} points"
         aside = f" ({at.refused:,} records were refused)" if at.refused else ""
         wait = f"; {at.waiting:,} records wait: python -m jobs.tracking sync {at.place}" if at.waiting else ""
+        wait += f"; to send all of it again: python -m jobs.tracking sync {at.place} --again" if verdict.lost else ""
         counts = ", ".join(f"{count:,} {kind}" for kind, count in verdict.counts.items())
         found = f"differ: {counts}" if verdict.differences else "agree"
         edge.say(f"{at.place}: {points}, journal and server {found}{aside}{wait}")
@@ -118,15 +118,38 @@ def _plain(verdict: Verdict) -> dict[str, object]:
     return {**verdict.standing.to_dict(), "points": verdict.points, **verdict.counts, "differences": named}
 
 
+def _each(folder: str, act: Callable[[str, Callable[[str], Server]], None]) -> int:
+    """Acts on each journal, parents first; returns the first error's exit code, or 0.
+
+    One that is held, deleted or damaged does not hold up the others. After it the server is asked anew whether it is
+    there: one that is not ends it all.
+    """
+    code, server = 0, cache(_server)
+    for place in journals.places(_folder(folder)):
+        try:
+            act(place, server)
+        except SkiplaneError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            code = code or error.exit_code
+            server.cache_clear()
+            if isinstance(error, _Away):
+                break
+    return code
+
+
+class _Away(ClusterError):
+    """The server does not answer."""
+
+
 def _server(uri: str) -> Server:
     try:
         return Server(uri)
     except Unreachable as error:
-        raise _away(error) from error
+        raise _Away(f"{error}; start it, or say with --uri where it is now") from error
 
 
-def _away(error: Unreachable) -> ClusterError:
-    return ClusterError(f"{error}; start it, or say with --uri where it is now")
+def _uri(place: str, asked: str) -> str:
+    return journals.address(place, asked, Edge.of_environment().tracking_uri)
 
 
 def _folder(named: str) -> str:
@@ -156,7 +179,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--checkpoint", default="", metavar="NAME", help="default: the best, else the newest")
             command.add_argument("--register", default="", metavar="NAME", help="also as a version of this model")
             command.add_argument("--alias", default="", metavar="NAME", help="of that version, such as champion")
-        elif name != "sync":
+        elif name == "sync":
+            command.add_argument("--refused", action="store_true", help="also what the server did not take before")
+            command.add_argument("--again", action="store_true", help="all of it, to a server that has lost it")
+        else:
             command.add_argument("--json", action="store_true", help="for scripts")
     return parser
 

@@ -272,6 +272,19 @@ def test_a_net_that_cannot_be_traced_leaves_nothing(database, exported):
     assert not models_of(client, run)
 
 
+def test_a_full_disk_may_be_tried_again(database, exported, monkeypatch):
+    import mlflow.pytorch
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    client, run = ended_run(database)
+    monkeypatch.setattr(mlflow.pytorch, "save_model", full)
+    with pytest.raises(Unreachable, match="No space left on device"):
+        log_model(database, run.info.run_id, exported)
+    assert not models_of(client, run)
+
+
 def test_nobody_there_may_be_tried_again(exported):
     with pytest.raises(Unreachable, match="connection refused"):
         log_model(f"http://127.0.0.1:{processes.free_port()}", "0123", exported)

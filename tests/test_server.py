@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.state.storage import Storage
 from orchestrator.tracking.delivery import in_batches
-from orchestrator.tracking.failures import Denied, Refused, Unreachable, told
+from orchestrator.tracking.failures import Denied, Refused, Unreachable, Unstored, told
 from orchestrator.tracking.journal import FILES, Ack
 from orchestrator.tracking.records import DatasetRef, ExperimentTag, File, Model, Open, Points, Status, Tags
 from orchestrator.tracking.server import Server
@@ -94,13 +94,17 @@ def of_http(status: int) -> Exception:
         (lambda: of_database("InterfaceError", "the connection is closed"), Unreachable, Unreachable),
         (lambda: of_mlflow("INTERNAL_ERROR", "failed with error code 413 != 200"), Refused, Refused),
         (lambda: of_http(503), Unreachable, Unreachable),
-        (lambda: of_http(500), Unreachable, Refused),  # the artifacts' own store, which may be wrong for ever
-        (lambda: of_http(403), Unreachable, Refused),
-        (lambda: ConnectionResetError("Connection reset by peer"), Unreachable, Refused),
-        (lambda: ValueError("Value out of range: 2"), Refused, Refused),  # of protobuf
-        (lambda: "\udc80".encode(), Refused, Refused),
-        (lambda: json.loads("<html>"), Unreachable, Refused),
-        (lambda: KeyError("a bug"), Unreachable, Refused),
+        (lambda: of_http(403), Denied, Denied),
+        (lambda: of_http(401), Denied, Denied),
+        (lambda: of_http(500), Unreachable, Unreachable),
+        (lambda: of_http(400), Unreachable, Refused),
+        (lambda: of_http(413), Unreachable, Refused),
+        (lambda: OSError(28, "No space left on device"), Unreachable, Unreachable),
+        (lambda: ConnectionResetError("Connection reset by peer"), Unreachable, Unreachable),
+        (lambda: ValueError("Value out of range: 2"), Refused, Unreachable),  # of protobuf
+        (lambda: "\udc80".encode(), Refused, Unreachable),
+        (lambda: json.loads("<html>"), Unreachable, Unreachable),
+        (lambda: KeyError("a bug"), Unreachable, Unreachable),
         (lambda: ConfigError("said already"), ConfigError, ConfigError),
     ],
 )
@@ -185,6 +189,12 @@ class TestOpen:
         assert {"now.lr": "0.2", "x": "y", "skiplane.kind": "train"}.items() <= run.data.tags.items()
         assert "now.epochs" not in run.data.tags
         assert len(run.inputs.dataset_inputs) == 1
+
+    def test_a_parameter_that_goes_back_to_what_it_was_is_seen(self, server: Server) -> None:
+        known = server.open(OPEN, None, None)
+        for epochs in ("10", "6"):
+            server.open(replace(OPEN, params={"epochs": epochs}), None, ack(server, known))
+            assert server.client.get_run(known[1]).data.tags["now.epochs"] == epochs
 
     def test_a_run_that_is_gone(self, server: Server) -> None:
         known = server.open(OPEN, None, None)
@@ -329,6 +339,32 @@ class TestDeliver:
         assert sent == [run_id]
         with pytest.raises(ConfigError, match=r"run f+ is not at sqlite"):
             server.deliver("f" * 32, [(0, Tags({"a": "b"}))], storage)
+
+    @pytest.mark.parametrize("server_too", [False, True])
+    def test_a_full_disk_is_not_the_servers_fault(
+        self, server: Server, storage: Storage, run_id: str, monkeypatch: pytest.MonkeyPatch, server_too: bool
+    ) -> None:
+        """What goes without it has arrived by then."""
+
+        def full(*_: Any) -> None:
+            if server_too:
+                monkeypatch.setattr(server.client, "get_run", gone)
+            raise OSError(28, "No space left on device")
+
+        def gone(*_: Any) -> None:
+            raise ConnectionError("Connection refused")
+
+        content = b"<svg/>"
+        digest = hashlib.sha256(content).hexdigest()
+        storage.write(f"{FILES}/{digest}", content)
+        monkeypatch.setattr(server.client, "log_artifact", full)
+        records = [(1, File("a.svg", digest)), (2, Points(1, 1, {"a": 1.0})), (3, Status("FINISHED", 10**12))]
+        with pytest.raises(Unreachable, match="connection refused" if server_too else "No space left") as caught:
+            server.deliver(run_id, records, storage)
+        assert type(caught.value) is (Unreachable if server_too else Unstored)
+        monkeypatch.undo()
+        assert server.history(run_id) == {"a": [(1, 1, 1.0)]}
+        assert server.client.get_run(run_id).info.status == "FINISHED"
 
     def test_storage_that_is_away_is_not_the_servers_fault(
         self, server: Server, storage: Storage, run_id: str, monkeypatch: pytest.MonkeyPatch

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import journal, refusals
-from orchestrator.tracking.failures import Unreachable, Waiting
+from orchestrator.tracking.failures import Unreachable, Unstored, Waiting
 from orchestrator.tracking.journal import Ack, Writer
 from orchestrator.tracking.journals import places
-from orchestrator.tracking.records import Open, Points, Record, Status, Tags, to_line
+from orchestrator.tracking.records import File, Model, Open, Points, Record, Status, Tags, to_line
 from orchestrator.tracking.refusals import SetAside
 from orchestrator.tracking.shipment import Opened, Sent, Shipment, storage_of
 from pipelines.errors import ClusterError, ConfigError, DataError
@@ -239,16 +239,112 @@ def test_points_of_one_record_count_as_one(storage: Storage, server: FakeServer,
     assert all_sent(storage, server)[-1] == Sent(2, 1, parts)
 
 
-def test_a_line_of_another_version_is_set_aside_as_it_is(storage: Storage, server: FakeServer) -> None:
+def test_a_damaged_line_is_set_aside_as_it_is(storage: Storage, server: FakeServer) -> None:
     writer = written(storage, OPEN)
-    writer.append([b'{"kind": "wish", "for": "snow"}\n', to_line(point(0)), b"\xff\n"])
+    writer.append([b'["a list"]\n', to_line(point(0)), b"\xff\n"])
     all_sent(storage, server)
-    assert [(line.number, line.record) for line in refusals.kept(storage)] == [
-        (1, '{"kind": "wish", "for": "snow"}'),
-        (3, "�"),
-    ]
+    assert [(line.number, line.record) for line in refusals.kept(storage)] == [(1, '["a list"]'), (3, "�")]
     assert [number for _, number, _ in server.taken] == [2]
     assert journal.read_ack(storage) == Ack("http://h:5000", "7", "R1", 4, 2, 1)
+
+
+def test_a_record_of_a_newer_version_is_not_passed(storage: Storage, server: FakeServer) -> None:
+    """What stands before it arrives; what stands after it waits for that version."""
+    written(storage, OPEN, point(0)).append([b'{"kind": "wish", "for": "snow"}\n', to_line(point(1))])
+    with pytest.raises(DataError, match=r"record 2 of .*/s1: 'wish' is no record .*; use the version that wrote it$"):
+        all_sent(storage, server)
+    assert [number for _, number, _ in server.taken] == [1]
+    assert journal.read_ack(storage) == Ack("http://h:5000", "7", "R1", 2, 0, 1)
+    assert storage.read(journal.REFUSED) is None
+
+
+def test_a_submission_is_found_behind_a_record_of_a_newer_version(storage: Storage, server: FakeServer) -> None:
+    written(storage, point(0)).append([b'{"kind": "wish"}\n', to_line(OPEN)])
+    with pytest.raises(DataError, match="record 1 of"):
+        all_sent(storage, server)
+    assert [record for record, _, _ in server.opened] == [OPEN]
+
+
+# -- artifacts that cannot be stored -----------------------------------------------------------------------------------
+
+FIGURE, MODEL = File("a.svg", "a" * 64), Model("checkpoints/step-9")
+
+
+def full() -> None:
+    """An answer."""
+    raise Unstored("the disk is full")
+
+
+def test_points_do_not_wait_for_files(storage: Storage, server: FakeServer) -> None:
+    written(storage, OPEN, FIGURE, point(0), Tags({"a": "b"}))
+    server.answers = [lambda: None, lambda: None, full]
+    with pytest.raises(Unstored):
+        all_sent(storage, server)
+    assert [number for _, number, _ in server.taken] == [2, 3]
+    assert journal.read_ack(storage) == Ack("http://h:5000", "7", "R1", 1, 0, 1)
+    all_sent(storage, server)
+    assert server.taken[-1] == ("R1", 1, FIGURE)
+
+
+def test_files_that_cannot_be_stored_are_set_aside_after_a_while(storage: Storage, server: FakeServer) -> None:
+    """By time in which the server itself answered: an outage of both begins anew."""
+    now = [0.0]
+    shipment = Shipment(storage, server, lambda _: None, clock=lambda: now[0])
+    written(storage, OPEN, FIGURE, point(0), MODEL)
+    shipment.step()
+    tries = [(0.0, full), (599.0, full), (700.0, away), (701.0, full), (1300.0, full)]
+    for now[0], last in tries:
+        server.answers = [away] if last is away else [lambda: None, last]
+        with pytest.raises(Unreachable):
+            shipment.step()
+    now[0], server.answers = 1301.0, [lambda: None, full]
+    assert shipment.step()
+    assert refusals.kept(storage) == [SetAside(1, "the disk is full", FIGURE)]
+    assert server.taken[-1] == ("R1", 3, MODEL)  # which was tried for itself
+    assert journal.read_ack(storage) == Ack("http://h:5000", "7", "R1", 4, 1, 1)
+
+
+def test_what_was_refused_is_tried_again(storage: Storage, server: FakeServer) -> None:
+    """Not what a later record replaced, and no status; what is refused still stays."""
+    server.refuses = lambda record: not isinstance(record, Points)
+    old, new = File("b.svg", "b" * 64), File("b.svg", "c" * 64)
+    records = [FIGURE, Tags({"a": "old"}), Tags({"c": "d"}), old, Tags({"a": "new"}), new, MODEL, Status("FAILED", 1)]
+    written(storage, OPEN, point(0), *records)
+    all_sent(storage, server)
+    assert len(refusals.kept(storage)) == 8
+    before = list(server.taken)
+    server.refuses = lambda record: record == MODEL
+    Shipment(storage, server, lambda _: None).retry()
+    assert sorted(number for _, number, _ in server.taken[len(before) :]) == [2, 4, 6, 7]
+    assert [(aside.number, aside.record) for aside in refusals.kept(storage)] == [(8, MODEL), (9, Status("FAILED", 1))]
+    assert journal.read_ack(storage) == Ack("http://h:5000", "7", "R1", 10, 2, 1)
+
+
+# -- all of it again ---------------------------------------------------------------------------------------------------
+
+
+def test_all_is_sent_again_to_a_server_that_lost_it(storage: Storage, server: FakeServer) -> None:
+    server.refuses = lambda record: isinstance(record, Tags)
+    again = replace(OPEN, params={"lr": "0.2"})
+    written(storage, OPEN, point(0), Tags({"a": "b"}), again, point(1))
+    all_sent(storage, server)
+    shipment = Shipment(storage, empty := FakeServer(), lambda _: None, again=True)
+    while shipment.step():
+        pass
+    assert empty.opened == [(OPEN, None, None), (again, None, "R1")]  # the first by its own id alone
+    assert [number for _, number, _ in empty.taken] == [1, 2, 4]
+    assert refusals.kept(storage) == []
+    assert journal.read_ack(storage) == Ack("http://h:5000", "7", "R1", 5, 0, 1)
+
+
+def test_a_part_waits_for_a_run_above_that_is_elsewhere(storage: Storage, server: FakeServer) -> None:
+    """Of a run at another server it would be no part."""
+    child = Storage(f"{storage.place}/t001")
+    written(child, replace(OPEN, id="2", child=True))
+    written(storage, OPEN)
+    all_sent(storage, FakeServer(shown="http://old:5000"))
+    with pytest.raises(Waiting, match=r"to be made in MLflow at http://h:5000$"):
+        all_sent(child, server)
 
 
 def test_a_file_of_refusals_that_is_damaged_is_named(storage: Storage) -> None:

@@ -1,5 +1,6 @@
 """`python -m jobs.tracking`: what it says of a run, a study and a server, in which words, and with which exit code."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,11 @@ from jobs import tracking
 from orchestrator.state import lease as leases
 from orchestrator.state.lease import lease
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import journal, refusals, sync
+from orchestrator.tracking import journal, journals, refusals, sync
+from orchestrator.tracking.failures import Unstored
 from orchestrator.tracking.journal import Ack, Writer
 from orchestrator.tracking.journals import Standing, address, places
-from orchestrator.tracking.records import Open, Points, Record, Status, Tags, to_line
+from orchestrator.tracking.records import File, Open, Points, Record, Status, Tags, to_line
 from orchestrator.tracking.server import Server
 from pipelines.errors import ClusterError, ConfigError
 from tests.receivers import FakeServer, away
@@ -99,6 +101,49 @@ def test_where_a_journal_goes(tmp_path, own: str, parent: str, asked: str, envir
         if uri:
             journal.write_ack(Storage(str(place)), Ack(uri, "1", "r"))
     assert address(str(tmp_path / "s" / "t001"), asked, environment) == expected
+
+
+@pytest.mark.parametrize("secret", ["", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "a file"])
+def test_a_password_goes_where_the_user_says(tmp_path: Path, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """server.json may be anybody's."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if secret == "a file":
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow" / "credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
+    elif secret:
+        monkeypatch.setenv(secret, "s")
+    place = str(tmp_path / "a")
+    journal.write_ack(Storage(place), Ack("http://h:80", "1", "r"))
+    assert address(place, "", "http://me:x@h/") == "http://h:80"
+    assert address(place, "http://h:80", "") == "http://h:80"
+    for environment in ("", "https://h:80", "http://h:81", "http://other"):
+        if secret:
+            with pytest.raises(ConfigError, match=r"a went to http://h:80, .* give --uri http://h:80 or set MLFLOW_TR"):
+                address(place, "", environment)
+        else:
+            assert address(place, "", environment) == "http://h:80"
+    journal.write_ack(Storage(place), Ack("sqlite:////a.db", "1", "r"))
+    assert address(place, "", "") == "sqlite:////a.db"
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_sync_sets_aside_what_cannot_be_stored(tmp_path: Path) -> None:
+    def passes() -> None:
+        pass
+
+    def full() -> None:
+        raise Unstored("the disk is full")
+
+    figure = File("a.svg", "a" * 64)
+    storage, server = run_of(tmp_path / "a", 1, figure), FakeServer()
+    server.answers = [passes, passes, full, passes, full, passes, full]
+    standing, _ = synced(storage, server)
+    assert (standing.waiting, standing.refused) == (0, 1)
+    server.answers = [full]
+    standing = sync.sync(storage.place, server, lambda _: None, lambda *_: None, refused=True)
+    assert standing.refused == 1
+    standing = sync.sync(storage.place, server, lambda _: None, lambda *_: None, refused=True)
+    assert (standing.refused, server.taken[-1]) == (0, ("Rid of a", 2, figure))
 
 
 def test_a_run_that_was_tracked_offline_needs_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,12 +270,10 @@ class TestSqlite:
     ) -> None:
         study = study_of(tmp_path / "demo")
         assert tracking.main(["verify", str(study)]) == 1
-        first, missing, *_ = capsys.readouterr().out.splitlines()[1:]
-        assert first == (
-            f"{study}/plain-18-s0: 20 points, journal and server differ: 20 missing, 0 doubled, 0 different, "
-            f"0 foreign; 22 records wait: python -m jobs.tracking sync {study}/plain-18-s0"
+        assert capsys.readouterr().out.splitlines()[1] == (
+            f"{study}/plain-18-s0: 0 points, journal and server agree; 22 records wait: "
+            f"python -m jobs.tracking sync {study}/plain-18-s0"
         )
-        assert missing == "  missing: train/loss at step 0 (journal 1.0 at 1000000000000)"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         for _ in range(2):  # the second time there is nothing to do
             assert tracking.main(["sync", str(study)]) == 0
@@ -277,6 +320,72 @@ class TestSqlite:
         assert verdict["differences"][-1] == {
             "kind": "foreign", "key": "x", "step": 1, "journal": None, "server": [1, 1.0]}  # fmt: skip
 
+    def test_a_server_that_lost_its_database_gets_all_of_it_again(
+        self, tmp_path: Path, uri: str, empty: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        study = study_of(tmp_path / "demo")
+        assert tracking.main(["sync", str(study), "--uri", uri]) == 0
+        shutil.copy(empty, Path(uri.removeprefix("sqlite:///")))
+        Server(uri).open(Open("strange", "digits", "strange", {}, {}), None, None)
+        assert tracking.main(["verify", str(study)]) == 2
+        assert "python -m jobs.tracking sync FOLDER --again" in capsys.readouterr().err
+        assert tracking.main(["sync", str(study), "--again"]) == 0
+        assert tracking.main(["verify", str(study)]) == 0
+        runs = {run.info.run_name: run for run in Server(uri).client.search_runs(["1"])}
+        assert runs["plain-18-s0"].data.tags["mlflow.parentRunId"] == runs["demo"].info.run_id
+        assert tracking.main(["sync", str(study), "--again"]) == 0  # finds them by their ids
+        assert len(Server(uri).client.search_runs(["1"])) == 4
+
+    def test_verify_of_a_backup_names_the_way_back(
+        self, tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        storage, database = run_of(tmp_path / "a", 0), Path(uri.removeprefix("sqlite:///"))
+        assert tracking.main(["sync", storage.place, "--uri", uri]) == 0
+        backup = database.read_bytes()
+        Writer(storage, 2).append([to_line(point(0))])
+        assert tracking.main(["sync", storage.place]) == 0
+        database.write_bytes(backup)
+        capsys.readouterr()
+        assert tracking.main(["verify", storage.place]) == 1
+        assert f"; to send all of it again: python -m jobs.tracking sync {storage.place} --again\n" in (
+            capsys.readouterr().out
+        )
+        assert tracking.main(["sync", storage.place, "--again"]) == 0
+        assert tracking.main(["verify", storage.place]) == 0
+
+    def test_what_was_refused_is_tried_again_when_asked(self, tmp_path: Path, uri: str) -> None:
+        content = b"<svg/>"
+        digest = hashlib.sha256(content).hexdigest()
+        storage = run_of(tmp_path / "a", 1, File("a.svg", digest))
+        assert tracking.main(["sync", storage.place, "--uri", uri]) == 0
+        assert [line.number for line in refusals.kept(storage)] == [2]  # its content is not there
+        storage.write(f"{journal.FILES}/{digest}", content)
+        assert tracking.main(["sync", storage.place]) == 0
+        assert len(refusals.kept(storage)) == 1
+        assert tracking.main(["sync", storage.place, "--refused"]) == 0
+        assert (refusals.kept(storage), journals.standing(storage).refused) == ([], 0)
+        assert [item.path for item in Server(uri).client.list_artifacts(run_id_of(storage))] == ["a.svg"]
+
+    @pytest.mark.usefixtures("_hasty")
+    def test_runs_that_are_held_or_damaged_do_not_hold_up_the_others(
+        self, tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runs = tmp_path / "runs"
+        held, damaged, _ = (run_of(runs / name) for name in "abc")
+        assert tracking.main(["sync", str(runs), "--uri", uri]) == 0
+        damaged.write(journal.REFUSED, b"no line\n")
+        Writer(damaged, 2).append([b'{"kind": "wish"}\n'])
+        capsys.readouterr()
+        with lease(held, "a", lambda _: None):
+            assert tracking.main(["sync", str(runs)]) == 4  # the first one's
+        told = capsys.readouterr()
+        assert [line[:20] for line in told.err.splitlines()] == ["error: run 'a' is be", "error: record 22 of "]
+        assert f"{runs}/c: 22 records are at {uri}" in told.out
+        assert tracking.main(["verify", str(runs)]) == 3
+        told = capsys.readouterr()
+        assert told.err.startswith(f"error: {damaged.place}/tracking/refused.jsonl is damaged")
+        assert told.out.count("20 points, journal and server agree") == 2
+
     def test_a_run_that_was_deleted_does_not_hold_up_the_others(
         self, tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -293,11 +402,13 @@ class TestSqlite:
         assert f"{tmp_path}/runs/b: 22 records are at {uri}" in told.out
 
 
-def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is asked once."""
     storage = run_of(tmp_path / "a")
+    run_of(tmp_path / "b")
     for command in ("sync", "verify"):
-        with pytest.raises(ClusterError) as caught:
-            tracking.main([command, storage.place, "--uri", NOBODY])
-        assert str(caught.value).startswith("MLflow at http://127.0.0.1:1 does not answer (")
-        assert str(caught.value).endswith("); start it, or say with --uri where it is now")
+        assert tracking.main([command, str(tmp_path), "--uri", NOBODY]) == 4
+        (told,) = capsys.readouterr().err.splitlines()
+        assert told.startswith("error: MLflow at http://127.0.0.1:1 does not answer (")
+        assert told.endswith("); start it, or say with --uri where it is now")
         journal.write_ack(storage, Ack("http://127.0.0.1:1", "1", "r"))  # else there is nothing to compare with

@@ -111,10 +111,29 @@ def storage(tmp_path) -> Storage:
     return storage
 
 
-def test_a_run_that_was_never_sent(storage: Storage) -> None:
+def test_of_a_run_that_was_never_sent_nothing_is_missing_yet(storage: Storage) -> None:
     verdict = verify(storage, None)
-    assert (verdict.points, verdict.standing.waiting) == (4, 7)
-    assert verdict.counts == {"missing": 4, "doubled": 0, "different": 0, "foreign": 0}
+    assert (verdict.points, verdict.standing.waiting, verdict.differences) == (0, 7, [])
+    assert not verdict.agree
+
+
+def test_what_waits_is_neither_missing_nor_foreign(storage: Storage) -> None:
+    """A run that goes on may have more at the server than was acknowledged a moment ago."""
+    journal.write_ack(storage, Ack("http://h", "1", "r1", 2))
+    found: dict[str, list[Point]] = {"a": [(0, 10, 0.5)], "b": [(0, 10, NAN)]}
+    more: dict[str, list[Point]] = {"a": [(0, 10, 0.5), (1, 11, 0.25)], "b": [(0, 10, NAN)]}
+    for had in (found, more):
+        verdict = verify(storage, Histories(had))  # type: ignore[arg-type]
+        assert (verdict.points, verdict.standing.waiting, verdict.differences) == (2, 5, [])
+    strange: dict[str, list[Point]] = {"a": [(0, 10, 0.5), (1, 11, 0.125)]}
+    verdict = verify(storage, Histories(strange))  # type: ignore[arg-type]
+    assert [str(difference.kind) for difference in verdict.differences] == ["foreign", "missing"]
+    assert not verdict.lost
+
+
+def test_what_is_missing_although_nothing_waits_is_lost(storage: Storage) -> None:
+    journal.write_ack(storage, Ack("http://h", "1", "r1", 7))
+    assert verify(storage, Histories({})).lost  # type: ignore[arg-type]
 
 
 def test_points_that_were_refused_may_be_absent(storage: Storage) -> None:
@@ -129,7 +148,7 @@ def test_points_that_were_refused_may_be_absent(storage: Storage) -> None:
 def test_a_run_agrees_when_its_last_record_is_sent(storage: Storage) -> None:
     """Which may be its status: that is no point."""
     server = Histories({"a": [(0, 10, 0.5), (1, 11, 0.25)], "b": [(0, 10, NAN)], "bad%": [(1, 11, 1.0)]})
-    for sent, agree in ((5, False), (7, True)):
+    for sent, agree in ((6, False), (7, True)):
         journal.write_ack(storage, Ack("http://h", "1", "r1", sent))
         verdict = verify(storage, server)  # type: ignore[arg-type]
         assert (verdict.differences, verdict.agree) == ([], agree)

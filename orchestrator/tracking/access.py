@@ -49,6 +49,11 @@ class Access:
         return Access(user, password, shell.get(TOKEN, ""), _verify(shell), shell.get(CERTIFICATE, ""), others)
 
     @property
+    def secret(self) -> bool:
+        """Whether a request carries more than its question."""
+        return bool(self.user or self.password or self.token or self.certificate or self.other_way)
+
+    @property
     def header(self) -> dict[str, str]:
         """What a request carries."""
         if self.user and self.password:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.state.storage import Storage
-from orchestrator.tracking.failures import Refused, told
+from orchestrator.tracking.failures import Refused, Unreachable, Unstored, told
 from orchestrator.tracking.journal import FILES
 from orchestrator.tracking.records import NOTE, RUN_ID, ExperimentTag, File, Model, Points, Record, Status, Tags
 from orchestrator.tracking.refusals import SetAside
@@ -45,16 +45,19 @@ class Delivery:
         self._size, self._run = size, None
 
     def send(self, records: Sequence[Numbered]) -> list[SetAside]:
-        """Returns what will never be taken. Points come first; a tag that names a file comes after the file."""
+        """Returns what will never be taken. Files and models come last: where they lie may be out of order.
+
+        Raises Unstored where that is so, and the server itself answers.
+        """
         points = [_Part(n, Points(r.step, r.timestamp_ms, {key: value}))
                   for n, r in records if isinstance(r, Points) for key, value in r.values.items()]  # fmt: skip
         tags = [_Part(n, Tags({k: v})) for n, r in records if isinstance(r, Tags) for k, v in r.values.items()]
         refused = self._batches(self._points, points, self._size)
-        refused += self._singly(self._upload, records, File)
         refused += self._batches(self._tags, tags, ITEMS)
         refused += self._singly(self._experiment_tag, records, ExperimentTag)
         refused += self._singly(self._end, records, Status)
-        refused += self._singly(self._model, records, Model)  # may take a while: the run has ended by then
+        refused += self._singly(self._storing(self._upload), records, File)
+        refused += self._singly(self._storing(self._model), records, Model)  # may take a while: the run has ended
         return [SetAside(part.number, reason, part.record) for part, reason in refused]
 
     def _singly(self, send: Callable[[Any], None], records: Sequence[Numbered], kind: type) -> list[tuple[_Part, str]]:
@@ -72,6 +75,19 @@ class Delivery:
                 raise
 
         return in_batches(tried, parts, size)
+
+    def _storing(self, send: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Asks the server whether it is away itself, where an artifact could not be stored."""
+
+        def tried(record: Any) -> None:
+            try:
+                send(record)
+            except Unreachable as error:
+                with told():
+                    self._active()
+                raise Unstored(str(error)) from error
+
+        return tried
 
     def _known(self) -> Any:
         if self._run is None:

@@ -16,7 +16,7 @@ TIMED_OUT = "read timed out"
 TOO_LARGE = "error code 413"  # by a proxy: in halves it goes through
 # The server asks who is there. Somebody may put it right, so for points of a run this passes.
 DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
-BUSY = (429, 502, 503, 504)  # of whatever stands before the server
+WRONG = (400, 404, 413)  # statuses of a store of artifacts that mean that this one will never be taken
 
 
 class Unreachable(Exception):
@@ -25,6 +25,10 @@ class Unreachable(Exception):
 
 class Denied(Unreachable):
     """The server wants another user, or another password."""
+
+
+class Unstored(Unreachable):
+    """The server answers, and where its artifacts lie does not take one now."""
 
 
 class Waiting(Unreachable):
@@ -39,7 +43,8 @@ class Refused(Exception):
 def told(artifacts: bool = False) -> Iterator[None]:
     """Raises every failure of MLflow as Unreachable, Denied or Refused, in one short line.
 
-    artifacts: they may lie elsewhere than the server, so what is wrong there must not hold up what comes after.
+    artifacts: they may lie elsewhere than the server, with a password, a disk and outages of their own: all but a
+    plain no passes.
     """
     import requests
     from mlflow.exceptions import MlflowException
@@ -51,12 +56,13 @@ def told(artifacts: bool = False) -> Iterator[None]:
     except MlflowException as error:
         raise _kind(error)(line(error)) from error
     except requests.HTTPError as error:
-        passes = error.response is not None and error.response.status_code in BUSY
-        raise (Unreachable if passes or not artifacts else Refused)(line(error)) from error
+        status = error.response.status_code if error.response is not None else 0
+        denied = Denied if status in (401, 403) else Unreachable
+        raise (Refused if artifacts and status in WRONG else denied)(line(error)) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise Unreachable(line(error)) from error
     except Exception as error:
-        raise (Refused if artifacts or _wrong(error) else Unreachable)(line(error)) from error
+        raise (Refused if _wrong(error) and not artifacts else Unreachable)(line(error)) from error
 
 
 def _kind(error: Any) -> type[Exception]:

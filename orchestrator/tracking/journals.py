@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import journal, views
+from orchestrator.tracking.access import Access
 from orchestrator.tracking.address import without_password
 from orchestrator.tracking.journal import Ack
 from pipelines.errors import ConfigError
@@ -68,7 +70,8 @@ def places(folder: str) -> list[str]:
 def address(place: str, asked: str, environment: str) -> str:
     """Where a journal goes: to `asked` if that is said, else where it or its parent went, else to MLFLOW_TRACKING_URI.
 
-    The environment's address is also taken for its password, which is kept nowhere. Raises ConfigError for none.
+    The environment's address is also taken for its password, which is kept nowhere. Raises ConfigError for none, and
+    where this shell's password would go to a server that only the folder names: who wrote that is not known.
     """
     acks = [journal.read_ack(Storage(where)) for where in (place, place.rpartition("/")[0])]
     known = next((ack.uri for ack in acks if ack), "")
@@ -76,7 +79,18 @@ def address(place: str, asked: str, environment: str) -> str:
         found = asked or environment
     else:
         found = environment if without_password(environment) == known else known
+        if _server(found) not in (None, _server(environment)) and Access.to(found).secret:
+            raise ConfigError(f"the run in {place} went to {known}, and this shell has a user or token for an MLflow "
+                              f"server, which is sent to none that only a folder names; if it is for that one, give "
+                              f"--uri {known} or set MLFLOW_TRACKING_URI")  # fmt: skip
     if not found:
         raise ConfigError(f"the run in {place} was tracked offline, so it is not known where it goes; give --uri, or "
                           f"set MLFLOW_TRACKING_URI")  # fmt: skip
     return found
+
+
+def _server(uri: str) -> tuple[str, str | None, int] | None:
+    """Scheme, host and port; None for what is no MLflow server."""
+    parts = urlsplit(uri)
+    ports = {"http": 80, "https": 443}
+    return (parts.scheme, parts.hostname, parts.port or ports[parts.scheme]) if parts.scheme in ports else None

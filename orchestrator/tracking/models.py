@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.export import Exported
 from orchestrator.tracking.address import without_password
 from orchestrator.tracking.connection import connect
-from orchestrator.tracking.failures import Denied, Refused, line, told
+from orchestrator.tracking.failures import Denied, Refused, Unreachable, line, told
 from pipelines.errors import ConfigError
 
 CLASS_NAMES = "class_names.json"  # beside MLmodel
@@ -104,7 +104,8 @@ def _save(exported: Exported, folder: Path) -> Any:
         )
         Path(folder, CLASS_NAMES).write_text(json.dumps(exported.class_names))
     except Exception as error:
-        raise Refused(f"the net cannot be exported: {line(error)}") from error
+        kind = Unreachable if isinstance(error, OSError) else Refused  # a disk that is full is emptied one day
+        raise kind(f"the net cannot be exported: {line(error)}") from error
     return saved
 
 

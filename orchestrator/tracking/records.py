@@ -146,11 +146,19 @@ def to_line(record: Record) -> bytes:
     return json.dumps({"kind": _KIND[type(record)], **said}, allow_nan=False).encode() + b"\n"
 
 
+class OtherVersion(DataError):
+    """A record of a kind that this version of Skiplane does not know: a newer one wrote the journal."""
+
+
 def from_line(line: bytes) -> Record:
-    """The record of a line. Raises DataError for what is none."""
+    """The record of a line. Raises OtherVersion for one of another version, DataError for what is none."""
     try:
         said = json.loads(line)
-        kind = KINDS[said.pop("kind")]
+        name = said.pop("kind")
+        if name not in KINDS:
+            raise OtherVersion(f"'{name}' is no record of a tracking journal that this version of Skiplane knows; use "
+                               f"the version that wrote it")  # fmt: skip
+        kind = KINDS[name]
         if kind is Points:
             said["values"] = {key: float(value) for key, value in said["values"].items()}
         if kind is Open and said["dataset"]:

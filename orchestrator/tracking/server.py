@@ -9,7 +9,7 @@ from orchestrator.state.storage import Storage
 from orchestrator.tracking.address import answers, without_password
 from orchestrator.tracking.connection import alone, artifacts, connect
 from orchestrator.tracking.delivery import METRICS, Delivery, Numbered, log_pairs
-from orchestrator.tracking.failures import TIMED_OUT, Denied, Refused, Unreachable, told
+from orchestrator.tracking.failures import TIMED_OUT, Denied, Refused, Unreachable, Unstored, told
 from orchestrator.tracking.journal import Ack
 from orchestrator.tracking.records import DatasetRef, Open
 from orchestrator.tracking.refusals import SetAside
@@ -62,7 +62,7 @@ class Server:
             with self._telling(f"run {run_id}"):
                 aside = delivery.send(records)
         except Unreachable as error:
-            if TIMED_OUT in str(error):
+            if TIMED_OUT in str(error) and not isinstance(error, Unstored):
                 self._size = max(self._size // 4, LEAST)
             raise
         self._size = min(2 * self._size, METRICS)
@@ -85,7 +85,8 @@ class Server:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ConfigError(
-                f"MLflow run {run_id} is not at {self.shown}; set tracking.uri to where the run was started"
+                f"MLflow run {run_id} is not at {self.shown}; set tracking.uri to where the run was started, or send "
+                f"all of it to this server: python -m jobs.tracking sync FOLDER --again"
             ) from error
         if run.info.lifecycle_stage != "active":
             raise ConfigError(f"MLflow run {run_id} was deleted at {self.shown}; restore it (mlflow runs restore "
@@ -127,7 +128,8 @@ class Server:
         run_id, old = run.info.run_id, run.data.params
         if run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        now = {f"now.{key}": value for key, value in record.params.items() if old.get(key, value) != value}
+        last = {key: run.data.tags.get(f"now.{key}", value) for key, value in old.items()}
+        now = {f"now.{key}": value for key, value in record.params.items() if last.get(key, value) != value}
         missing = {key: value for key, value in record.params.items() if key not in old}
         log_pairs(self.client, run_id, tags=dict(tags) | now, params=missing)
         if record.dataset is not None and not run.inputs.dataset_inputs:
@@ -139,6 +141,8 @@ class Server:
         try:
             with told():
                 yield
+        except Unstored as error:
+            raise Unstored(f"MLflow at {self.shown} cannot store it now ({self._safe(error)})") from error
         except Denied as error:
             raise (ConfigError if opening else Denied)(
                 f"MLflow at {self.shown} wants a user that may do this ({self._safe(error)}); set "

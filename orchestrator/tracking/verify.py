@@ -1,9 +1,10 @@
 """Whether the server has what the journal says, point by point."""
 
+import contextlib
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison found. `points` counts those of the journal that the server should have."""
+    """What a comparison found. `points` counts those of the journal that the server should have by now."""
 
     standing: Standing
     points: int
@@ -54,6 +55,11 @@ class Verdict:
         return not self.differences and not self.standing.waiting
 
     @property
+    def lost(self) -> bool:
+        """Whether the server has lost something, which nothing but sending all of it again brings back."""
+        return bool(self.counts["missing"] and not self.standing.waiting)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Differences of each kind."""
         found = Counter(difference.kind for difference in self.differences)
@@ -61,16 +67,18 @@ class Verdict:
 
 
 def verify(storage: Storage, server: Server | None) -> Verdict:
-    """Reads server and journal. Without a server the run has not been sent, and every point is missing.
+    """Reads server and journal. The server should have what was acknowledged before it was asked; it may have more of
+    the journal, which is sent meanwhile. Without a server the run has not been sent, and there is nothing to compare.
 
-    The server first: what a run that goes on sends meanwhile is in its journal before it is there.
     Raises Unreachable, ConfigError, DataError, ClusterError.
     """
     known = standing(storage)
     found = server.history(known.ack.run_id) if server and known.ack else {}
     refused = curves(aside.record for aside in refusals.kept(storage) if not isinstance(aside.record, str))
-    written = _less(curves(_records(storage)), refused)
-    return Verdict(known, sum(map(len, written.values())), compare(written, found))
+    records = list(_records(storage))
+    written = _less(curves(record for number, record in records if number < known.shipped), refused)
+    coming = curves(record for number, record in records if number >= known.shipped)
+    return Verdict(known, sum(map(len, written.values())), compare(written, _without(found, _less(coming, written))))
 
 
 def compare(written: Curves, found: Curves) -> list[Difference]:
@@ -108,13 +116,11 @@ def curves(records: Iterable[Record]) -> dict[str, list[Point]]:
     return found
 
 
-def _records(storage: Storage) -> Iterable[Record]:
-    """Without lines that are none: they were set aside."""
-    for _, line in journal.lines(storage):
-        try:
-            yield from_line(line)
-        except DataError:
-            continue
+def _records(storage: Storage) -> Iterator[tuple[int, Record]]:
+    """With their numbers; without lines that are none: they were set aside."""
+    for number, line in journal.lines(storage):
+        with contextlib.suppress(DataError):
+            yield number, from_line(line)
 
 
 def _less(written: Curves, refused: Curves) -> dict[str, list[Point]]:
@@ -128,6 +134,12 @@ def _less(written: Curves, refused: Curves) -> dict[str, list[Point]]:
                 gone.add(named)
                 found[key].append((step, when, value))
     return found
+
+
+def _without(found: Curves, points: Curves) -> Curves:
+    gone = {(key, step, *_value(when, value)) for key, curve in points.items() for step, when, value in curve}
+    return {key: [point for point in curve if (key, point[0], *_value(*point[1:])) not in gone]
+            for key, curve in found.items()}  # fmt: skip
 
 
 def _by_step(points: Sequence[Point]) -> defaultdict[int, list[Value]]:
