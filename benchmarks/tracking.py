@@ -17,10 +17,10 @@ where not every step reports: it sends a request for each metric.
 
 A case is what happens, and every how many steps a point is reported. From a quarter of the steps on, for some seconds:
 refused, the server is killed and started again; hung, it stands still (SIGSTOP). killed: the process that trains is,
-right after its last step, by SIGKILL, and what Skiplane's journal has then is sent by hand (`jobs.tracking sync`): with
-worker and driver on one thread the driver dies, too, and what it has not written yet, half a second, is lost here; in a
-run, the next checkpoint brings it again. Lost are the points of which the server has not got everything when the way
-has ended by itself and the server is there.
+right after its last step, by SIGKILL. A worker on Ray may lose a message that it was just sending. Without Ray the
+driver dies, too, and what it has not written yet, half a second: the rest of its journal is then sent by hand
+(`jobs.tracking sync`). In a run, the next group trains those steps again, or a checkpoint brings their points. Lost are
+the points of which the server has not got everything when the way has ended by itself and the server is there.
 """
 
 import argparse
