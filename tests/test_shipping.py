@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from orchestrator.state.storage import Storage
-from orchestrator.tracking import journal, shipping
-from orchestrator.tracking.failures import Unreachable
+from orchestrator.tracking import journal, outages, shipping
+from orchestrator.tracking.failures import Unreachable, Unstored
 from orchestrator.tracking.journal import Writer
-from orchestrator.tracking.records import Open, Points, Record, Status, Tags, to_line
+from orchestrator.tracking.records import File, Open, Points, Record, Status, Tags, to_line
 from orchestrator.tracking.server import Server
 from orchestrator.tracking.shipping import Shipping
 from orchestrator.tracking.verify import verify
@@ -83,7 +83,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S", "HURRIED_PAUSE_S"):
-        monkeypatch.setattr(shipping, name, 0.01)
+        monkeypatch.setattr(outages, name, 0.01)
     made = Bench(tmp_path)
     made.thread.start()
     yield made
@@ -163,8 +163,8 @@ def test_refusals_are_told(bench: Bench) -> None:
 
 def long_pauses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes on nevertheless did not wait for a pause to end."""
-    monkeypatch.setattr(shipping, "FIRST_PAUSE_S", 3600.0)
-    bench.shipping._longest = 3600.0
+    monkeypatch.setattr(outages, "FIRST_PAUSE_S", 3600.0)
+    bench.shipping._outages._longest = 3600.0
 
 
 # -- outages -----------------------------------------------------------------------------------------------------------
@@ -175,15 +175,13 @@ def test_an_outage_is_said_once_and_so_is_its_end(bench: Bench) -> None:
     for name in "abc":
         bench.write(name, opening(name), point(0))
         bench.order("serve", name)
-    heard = bench.until("back")
+        bench.order("close", name)
+    sent, heard = set[str](), list[dict[str, Any]]()
+    while len(sent) < 3:
+        heard.append(bench.events.get(timeout=30))
+        sent |= {heard[-1]["place"]} if heard[-1].get("next") == 2 else set()
     assert [event for event in heard if event["event"] in ("away", "back")] == [
         {"event": "away", "text": TEXT}, {"event": "back"}]  # fmt: skip
-    for name in "abc":
-        bench.order("close", name)
-    heard = [bench.events.get(timeout=30) for _ in range(5)]
-    assert {(event["place"], event["next"]) for event in heard if event["event"] == "shipped"} == {
-        (bench.place(name), 2) for name in "abc"
-    }
 
 
 def test_a_server_that_is_away_is_asked_for_one_run_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +238,94 @@ def test_a_part_waits_for_the_run_above_and_then_goes_at_once(bench: Bench, monk
     assert bench.server.opened[-1][1] == "Rs"
 
 
+class Choosy(FakeServer):
+    """It does not answer some runs."""
+
+    def __init__(self, *ill: str) -> None:
+        super().__init__()
+        self.ill, self.ill_asked = set(ill), 0
+
+    def _asked(self, run_id: str) -> None:
+        if run_id in self.ill:
+            self.ill_asked += 1
+            away()
+        super()._asked(run_id)
+
+
+def test_a_run_whose_requests_alone_fail_waits_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    long_pauses(bench, monkeypatch)
+    server = bench.servers["http://h"] = Choosy("Ra")
+    bench.write("a", opening("a"))
+    bench.order("serve", "a")
+    bench.until("away")
+    bench.write("b", opening("b"))
+    bench.order("serve", "b")
+    bench.until("opened", "b")
+    for step in range(10):
+        bench.write("b", point(step))
+        bench.order("kick", "b")
+        assert {event["event"] for event in bench.until("shipped", "b", next=step + 2)} == {"shipped"}
+    assert server.ill_asked == 2  # once more when the server answered another
+    server.ill.clear()
+    bench.order("hurry")
+    assert [event["event"] for event in bench.until("opened", "a")] == ["opened"]
+    bench.until("back")
+
+
+def test_a_server_that_is_back_for_some_is_not_back(bench: Bench) -> None:
+    """However often the others are served meanwhile, an outage is one."""
+    server = bench.servers["http://h"] = Choosy("Ra", "Rb")
+    for name in "abc":
+        bench.write(name, opening(name))
+        bench.order("serve", name)
+    heard = bench.until("opened", "c")
+    for step in range(20):
+        asked = server.ill_asked
+        bench.write("c", point(step))
+        bench.order("kick", "c")
+        heard += bench.until("shipped", "c", next=step + 2)
+        while server.ill_asked == asked:
+            time.sleep(0.001)
+    server.ill.remove("Ra")
+    heard += bench.until("opened", "a")
+    assert [event["event"] for event in heard if event["event"] in ("away", "back")] == ["away"]
+    server.ill.remove("Rb")
+    assert "away" not in {event["event"] for event in bench.until("back")}
+
+
+def test_files_that_cannot_be_stored_hold_up_that_run_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise Unstored("the disk is full")
+
+    long_pauses(bench, monkeypatch)
+    bench.server.answers = [lambda: None, full]
+    bench.write("a", opening("a"), File("a.svg", "a" * 64))
+    bench.order("serve", "a")
+    assert bench.until("away")[-1]["text"] == "the disk is full"
+    bench.write("b", opening("b"), point(0))
+    bench.order("serve", "b")
+    assert "back" not in {event["event"] for event in bench.until("shipped", "b", next=2)}
+    bench.write("b", point(1))
+    bench.order("kick", "b")
+    bench.until("shipped", "b", next=3)
+    bench.order("hurry")
+    bench.until("shipped", "a", next=2)
+    bench.until("back")
+
+
 # -- runs that fail ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_restored_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again now and then; that it fails is said once, and once more when it fails anew."""
+    monkeypatch.setattr(shipping, "FAILED_S", 0.01)
+    for following in (2, 3):
+        bench.server.deleted = {"Ra"}
+        bench.server.answers = [lambda: None, lambda: None, bench.server.deleted.clear]
+        bench.write("a", *([opening("a")] if following == 2 else []), point(following))
+        bench.order("serve" if following == 2 else "kick", "a")
+        heard = bench.until("shipped", "a", next=following)
+        assert [event["exit"] for event in heard if event["event"] == "failed"] == [2]
 
 
 def test_a_run_that_cannot_be_opened_is_left_until_it_is_served_anew(bench: Bench) -> None:
@@ -370,8 +455,8 @@ class Process:
         self.popen.communicate(timeout=60)
         return self.popen.returncode
 
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        self.popen.send_signal(number)
+    def kill(self) -> int:
+        self.popen.kill()
         return self.end()
 
 
@@ -419,20 +504,18 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_it_ends_with_its_driver_and_not_by_ctrl_c(tmp_path: Path) -> None:
-    """Ctrl-C reaches it too: it goes on, for its driver decides. Its stdout holds events, whatever MLflow prints."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_with_its_driver_and_not_by_a_signal(tmp_path: Path, number: int) -> None:
+    """Ctrl-C reaches it too, and the SIGTERM of `ray job stop`: it goes on, for its driver decides. Its stdout holds
+    events, whatever MLflow prints."""
     storage, uri = Storage(str(tmp_path / "run")), f"sqlite:///{tmp_path}/mlflow.db"
     Writer(storage, 1).append([to_line(Open("id-1", "digits", "a", {}, {}))])
     process = Process()
     process.order(do="serve", place=storage.place, uri=uri)
     process.until(lambda event: event["event"] == "shipped")
-    os.kill(process.popen.pid, signal.SIGINT)
+    os.kill(process.popen.pid, number)
     process.until(lambda event: event["event"] == "opened")
     assert process.end() == 0
-    process = Process()
-    process.order(do="serve", place=storage.place, uri=uri)
-    process.until(lambda event: event["event"] == "shipped")
-    assert process.kill(signal.SIGTERM) == -signal.SIGTERM
 
 
 ORPHAN = """

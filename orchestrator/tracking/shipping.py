@@ -9,7 +9,7 @@ Orders come on stdin, events go to stdout, a line of JSON each:
     {"do": "hurry"}                         the driver waits: pauses are short from now on
 
     {"event": "opened", "place": P, "experiment_id": E, "run_id": R}
-    {"event": "failed", "place": P, "exit": N, "text": T}       nothing more is tried, until it is served anew
+    {"event": "failed", "place": P, "exit": N, "text": T}       somebody must repair it; said once, asked now and then
     {"event": "shipped", "place": P, "next": N, "refused": N}   after each delivery
     {"event": "refused", "place": P, "text": T}                 records that the server will never take
     {"event": "away", "text": T}, {"event": "back"}             once an outage
@@ -25,58 +25,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.tracking.connection import load
-from orchestrator.tracking.failures import Unreachable, Waiting
+from orchestrator.tracking.failures import Unreachable, Unstored, Waiting
 from orchestrator.tracking.journal import REFUSED
+from orchestrator.tracking.outages import FAILED_S, Link, Outages, Run, Tell
 from orchestrator.tracking.server import Server
 from orchestrator.tracking.shipment import Opened, Receiver, Sent, Shipment, storage_of
 from pipelines.errors import ClusterError, SkiplaneError
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-HURRIED_PAUSE_S = 0.5
 ORPHAN_S = 5.0  # between looks whether the driver lives
-
-Tell = Callable[[dict[str, Any]], None]
-
-
-@dataclass(eq=False)
-class Outage:
-    """Something that may not answer: when it is asked again."""
-
-    until: float = 0.0
-    pause: float = 0.0  # 0: it answers
-
-    def failed(self, now: float, longest: float) -> None:
-        """Waits longer each time."""
-        self.pause = min(max(2 * self.pause, FIRST_PAUSE_S), longest)
-        self.until = now + self.pause
-
-
-@dataclass(eq=False)
-class _Link:
-    """One server, for all its runs: who is away for one is away for all."""
-
-    uri: str
-    outage: Outage = field(default_factory=Outage)
-    server: Receiver | None = None
-
-
-@dataclass(eq=False)
-class _Run:
-    place: str
-    link: _Link
-    outage: Outage = field(default_factory=Outage)  # of its storage, or of the run that comes before
-    shipment: Shipment | None = None
-    look: bool = True  # there may be something to send
-    closing: bool = False
-    failed: bool = False
-
-    @property
-    def due(self) -> float:
-        return max(self.outage.until, self.link.outage.until)
 
 
 class Shipping:
@@ -84,9 +43,8 @@ class Shipping:
 
     def __init__(self, tell: Tell, server: Callable[[str], Receiver] = Server) -> None:
         self._tell, self._server = tell, server
-        self._runs, self._links, self._away = dict[str, _Run](), dict[str, _Link](), set[Outage]()
-        self._changed, self._ended = threading.Condition(), False
-        self._longest, self._parent = LONGEST_PAUSE_S, os.getppid()
+        self._runs, self._links, self._outages = dict[str, Run](), dict[str, Link](), Outages(tell)
+        self._changed, self._ended, self._parent = threading.Condition(), False, os.getppid()
 
     # -- orders ----------------------------------------------------------------------------------------------------
 
@@ -94,17 +52,17 @@ class Shipping:
         """One line of stdin."""
         with self._changed:
             if said["do"] == "hurry":
-                self._hurry()
+                self._outages.hurry(self._runs.values())
             elif said["do"] == "serve":
                 self._forget(said["place"])
-                link = self._links.setdefault(said["uri"], _Link(said["uri"]))
+                link = self._links.setdefault(said["uri"], Link(said["uri"]))
                 link.outage.until = 0.0  # who comes wants to know how it is now
-                self._runs[said["place"]] = _Run(said["place"], link)
+                self._runs[said["place"]] = Run(said["place"], link)
             elif said["do"] == "forget":
                 self._forget(said["place"])
             elif run := self._runs.get(said["place"]):
                 run.closing = run.closing or said["do"] == "close"
-                run.look = not run.failed
+                run.look = True
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -113,15 +71,9 @@ class Shipping:
             self._ended = True
             self._changed.notify_all()
 
-    def _hurry(self) -> None:
-        self._longest = HURRIED_PAUSE_S
-        for run in self._runs.values():
-            for outage in (run.outage, run.link.outage):
-                outage.until = min(outage.until, time.monotonic() + HURRIED_PAUSE_S)
-
     def _forget(self, place: str) -> None:
         if run := self._runs.pop(place, None):
-            self._works(run.outage)
+            self._outages.ended(run)
 
     # -- deliveries ------------------------------------------------------------------------------------------------
 
@@ -130,7 +82,7 @@ class Shipping:
         while run := self._next():
             self._turn(run)
 
-    def _next(self) -> _Run | None:
+    def _next(self) -> Run | None:
         """The run whose turn it is. Nothing is looked at that nobody spoke of."""
         with self._changed:
             while not self._ended and os.getppid() == self._parent:
@@ -143,26 +95,27 @@ class Shipping:
                 self._changed.wait(min([ORPHAN_S, *(run.due - now for run in waiting)]))
         return None
 
-    def _turn(self, run: _Run) -> None:
+    def _turn(self, run: Run) -> None:
         try:
             more = self._step(run)
-        except Waiting as error:
-            self._fails(run, run.outage, error)
+        except Unstored as error:
+            self._fails(run, self._outages.of_artifacts, error)
+        except (Waiting, ClusterError) as error:  # of its storage
+            self._fails(run, self._outages.of_run, error)
         except Unreachable as error:
-            self._fails(run, run.link.outage, error)
-        except ClusterError as error:  # of its storage
-            self._fails(run, run.outage, error)
+            self._fails(run, self._outages.of_server, error)
         except SkiplaneError as error:
             self._give_up(run, error.exit_code, str(error))
         except Exception:  # one run's trouble is not the others'
             text = traceback.format_exc().replace(run.link.uri, "URI")
-            print(text, file=sys.stderr, flush=True)
+            if not run.failed:
+                print(text, file=sys.stderr, flush=True)
             cause = text.splitlines()[-1]
             self._give_up(run, ClusterError.exit_code, f"the journal in {run.place} cannot be sent to MLflow ({cause})")
         else:
             self._went_well(run, more)
 
-    def _step(self, run: _Run) -> bool:
+    def _step(self, run: Run) -> bool:
         if run.link.server is None:
             run.link.server = self._server(run.link.uri)
         if run.shipment is None:
@@ -170,7 +123,7 @@ class Shipping:
             self._tell_shipped(run.place, run.shipment.next, run.shipment.refused)
         return run.shipment.step()
 
-    def _told(self, run: _Run, event: Opened | Sent) -> None:
+    def _told(self, run: Run, event: Opened | Sent) -> None:
         if isinstance(event, Opened):
             self._tell({"event": "opened", "place": run.place, **vars(event)})
             self._wake_parts(run.place)
@@ -192,42 +145,40 @@ class Shipping:
     def _tell_shipped(self, place: str, number: int, refused: int) -> None:
         self._tell({"event": "shipped", "place": place, "next": number, "refused": refused})
 
-    def _went_well(self, run: _Run, more: bool) -> None:
+    def _went_well(self, run: Run, more: bool) -> None:
         with self._changed:
-            self._works(run.outage)
             if more:
-                self._works(run.link.outage)
-                run.look = True
-            elif run.closing and not run.look and self._runs.get(run.place) is run:
+                self._outages.answered(run)
+                run.look, run.failed = True, False
+                return
+            self._outages.ended(run)
+            if run.closing and not run.look and self._runs.get(run.place) is run:
                 self._forget(run.place)
 
-    def _fails(self, run: _Run, outage: Outage, error: Exception) -> None:
+    def _fails(self, run: Run, away: Callable[[Run, Exception], None], error: Exception) -> None:
+        with self._changed:
+            if self._runs.get(run.place) is run:  # and was not forgotten meanwhile
+                run.look = True
+                away(run, error)
+
+    def _give_up(self, run: Run, code: int, text: str) -> None:
+        """Said once; asked again now and then, for a run that is restored goes on."""
         with self._changed:
             if self._runs.get(run.place) is not run:
-                return  # forgotten meanwhile
+                return
+            self._outages.ended(run)
+            run.outage.wait(FAILED_S)
             run.look = True
-            outage.failed(time.monotonic(), self._longest)
-            if outage not in self._away:
-                self._away.add(outage)
-                self._tell({"event": "away", "text": str(error)})
-
-    def _works(self, outage: Outage) -> None:
-        outage.pause = outage.until = 0.0
-        if outage in self._away:
-            self._away.remove(outage)
-            if not self._away:
-                self._tell({"event": "back"})
-
-    def _give_up(self, run: _Run, code: int, text: str) -> None:
-        with self._changed:
-            run.failed, run.look = True, False
-            if self._runs.get(run.place) is run:
+            if not run.failed:
+                run.failed = True
                 self._tell({"event": "failed", "place": run.place, "exit": code, "text": text})
 
 
 def main() -> None:
-    """Ctrl-C reaches every process of a terminal, and the driver decides what it means; SIGTERM ends this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of a terminal, SIGTERM all that a Ray job has started: the driver decides what they
+    mean. This process ends with its stdin, or when the driver has died."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what MLflow prints is no event
     lock = threading.Lock()
