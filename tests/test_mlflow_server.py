@@ -38,6 +38,13 @@ def test_it_starts_as_shipped_with_secrets_and_nothing_secret_on_the_command_lin
     assert done.stdout == "-m mlflow server --app-name basic-auth\n"
 
 
+@pytest.mark.parametrize("hosts", ["127.0.0.1:*,localhost:*", "*.example.org", "10.0.*:5000", "[::1]:5000,::1"])
+def test_a_pattern_that_names_something_is_taken(hosts: str) -> None:
+    """And pages that are named."""
+    done = serve({**SECRETS, "MLFLOW_SERVER_ALLOWED_HOSTS": hosts, "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "https://*.b"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_without_passwords_only_on_this_machine() -> None:
     done = serve({"AUTHENTICATION": "none"})
     assert (done.returncode, done.stdout) == (0, "-m mlflow server\n")
@@ -51,6 +58,12 @@ def test_without_passwords_only_on_this_machine() -> None:
         ({"MLFLOW_ARTIFACTS_DESTINATION": ""}, "MLFLOW_ARTIFACTS_DESTINATION is not set; read mlflow.env first"),
         ({"MLFLOW_SERVER_ALLOWED_HOSTS": ""}, "MLFLOW_SERVER_ALLOWED_HOSTS is not set; read mlflow.env first"),
         ({"MLFLOW_SERVER_ALLOWED_HOSTS": "a.b, *"}, "MLFLOW_SERVER_ALLOWED_HOSTS is 'a.b, *'; name the hosts"),
+        *(
+            ({"MLFLOW_SERVER_ALLOWED_HOSTS": hosts}, f"MLFLOW_SERVER_ALLOWED_HOSTS is '{hosts}'; name the hosts")
+            for hosts in ("*:5000", "**", "a.b,*:*", "*.*", "*, a.b", "?*:5000", "*.*:5000", "*5000")
+        ),
+        ({"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "*"}, "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS is '*'; name the pages that"),
+        ({"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "https://a.b, *"}, "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS is 'https://a"),
         ({"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false"}, "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE is set"),
         ({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true"}, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION is 'true'; it must be"),
         ({"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": ""}, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION is ''; it must be false"),

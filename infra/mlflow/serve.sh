@@ -26,8 +26,12 @@ off MLFLOW_ENABLE_REMOTE_ASSISTANT "the assistant may run commands on this host"
 off MLFLOW_ENABLE_AI_GATEWAY "the gateway calls other services with this server's keys"
 [[ -z "${MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE:-}" ]] ||
     refuse "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE is set; unset it, or nobody checks the Host header"
-[[ ",${MLFLOW_SERVER_ALLOWED_HOSTS// /}," != *",*,"* ]] ||
+# A pattern of stars, a port and nothing else is any host: *, **, *:5000, *.*
+[[ ! ",${MLFLOW_SERVER_ALLOWED_HOSTS//[[:space:]]/}," =~ ,([*?:0-9]*[*?][*?:0-9]*|[.*?]*[*?][.*?]*(:[*?0-9]*)?), ]] ||
     refuse "MLFLOW_SERVER_ALLOWED_HOSTS is '$MLFLOW_SERVER_ALLOWED_HOSTS'; name the hosts that clients use, such as mlflow.example.org"
+origins="${MLFLOW_SERVER_CORS_ALLOWED_ORIGINS:-}"
+[[ ! ",${origins//[[:space:]]/}," =~ ,\*+, ]] ||
+    refuse "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS is '$origins'; name the pages that may ask, such as https://mlflow.example.org, or unset it"
 
 options=()
 case "${AUTHENTICATION:-basic}" in
