@@ -44,7 +44,8 @@ def _sync(args: argparse.Namespace) -> int:
             uri = _uri(place, args.uri)
             show = partial(bar.show_records, place.rpartition("/")[2])
             done = sync(place, server(uri), edge.say, show, again=args.again, refused=args.refused)
-            refused = f", but {done.refused:,} that it refused: see {place}/{REFUSED}" if done.refused else ""
+            aside = f", but {done.refused:,} that it refused: see {place}/{REFUSED}; --refused tries them again"
+            refused = aside if done.refused else ""
             edge.say(f"{place}: {done.records:,} records are at {without_password(uri)}{refused}")
 
         return _each(args.folder, send)

@@ -245,6 +245,9 @@ def test_a_run_whose_study_was_not_sent_waits(tmp_path: Path) -> None:
     refused = r"plain-18-s0 waits for that in .*/demo, whose part it is, .*; send that first: .*tracking sync .*/demo$"
     with pytest.raises(ConfigError, match=refused):
         synced(Storage(str(study / "plain-18-s0")), FakeServer())
+    journal.write_ack(Storage(str(study)), Ack("http://old", "1", "r", 2))
+    with pytest.raises(ConfigError, match=r"tracking sync .*/demo --again --uri http://h:5000$"):
+        synced(Storage(str(study / "plain-18-s0")), FakeServer())
 
 
 # -- the command, over SQLite ------------------------------------------------------------------------------------------
@@ -300,7 +303,8 @@ class TestSqlite:
         assert tracking.main(["sync", storage.place, "--uri", uri]) == 0
         told = capsys.readouterr().out
         assert told == (
-            f"{storage.place}: 23 records are at {uri}, but 1 that it refused: see {storage.place}/{journal.REFUSED}\n"
+            f"{storage.place}: 23 records are at {uri}, but 1 that it refused: see {storage.place}/{journal.REFUSED}; "
+            f"--refused tries them again\n"
         )
         assert [line.number for line in refusals.kept(storage)] == [21]
         assert tracking.main(["verify", storage.place]) == 0

@@ -42,7 +42,8 @@ def sync(place: str, server: Receiver, say: Callable[[str], None], show: Callabl
                 _patiently(lambda _: shipment.retry())
         except Waiting as error:
             above = place.rpartition("/")[0]
-            anew = " --again" if journal.read_ack(Storage(above)) else ""  # it is elsewhere so far
+            elsewhere = journal.read_ack(Storage(above)) is not None
+            anew = f" --again --uri {server.shown}" if elsewhere else ""
             raise ConfigError(f"{error}; send that first: python -m jobs.tracking sync {above}{anew}") from error
         except Unreachable as error:
             now = standing(storage)
