@@ -20,6 +20,7 @@ from tests import browser
 ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(browser.CHROMIUM is None, reason="needs chromium to look at pages"),
 ]
 SHORT = ("--recipe", "digits-quick", "--model.width", "4", "--train.epochs", "1", "--tracking.model", "false")
