@@ -114,6 +114,10 @@ def test_a_run_that_cannot_be_opened_is_an_error_with_its_code(stub: Stub, code:
     assert stub.shipper.wait(lambda: served.failed, 60)
     with pytest.raises(error, match="it was deleted"):
         served.check()
+    stub.says('{"event": "opened", "place": "/runs/a", "experiment_id": "7", "run_id": "r"}')  # it was restored
+    stub.shipper.kick("/runs/a")
+    assert stub.shipper.wait(lambda: served.opened, 60)
+    served.check()
 
 
 def test_it_is_started_again_and_told_all_that_still_holds(stub: Stub) -> None:

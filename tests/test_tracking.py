@@ -173,5 +173,6 @@ def test_what_is_left_is_said_with_the_command_that_sends_it() -> None:
         "tracking: 15 of 15 records wait in /runs/a; this sends them: python -m jobs.tracking sync /runs/a --uri URI"
     )
     assert left_line(Shipped(10, 10, 2), "/runs/a", "http://h") == (
-        "tracking: 2 were refused, see tracking/refused.jsonl there: /runs/a"
+        "tracking: 2 were refused, see /runs/a/tracking/refused.jsonl; this tries them again: "
+        "python -m jobs.tracking sync /runs/a --refused"
     )

@@ -84,5 +84,6 @@ def left_line(shipped: Shipped, place: str, uri: str) -> str:
         words.append(f"{shipped.left:,} of {shipped.records:,} records wait in {place}; this sends them: "
                      f"python -m jobs.tracking sync {place}{' --uri URI' if uri == OFFLINE else ''}")  # fmt: skip
     if shipped.refused:
-        words.append(f"{shipped.refused:,} were refused, see {journal.REFUSED} there: {place}")
+        words.append(f"{shipped.refused:,} were refused, see {place}/{journal.REFUSED}; this tries them again: "
+                     f"python -m jobs.tracking sync {place} --refused")  # fmt: skip
     return f"tracking: {'; '.join(words)}"

@@ -202,6 +202,7 @@ class Shipper:
             log.warning("MLflow answers again")
         elif served and event == "opened":
             served.experiment_id, served.run_id, served.opened = said["experiment_id"], said["run_id"], True
+            served.failed = None  # it was restored
         elif served and event == "failed":
             served.failed = (said["exit"], said["text"])
             log.warning("%s", said["text"])
