@@ -117,6 +117,7 @@ def unharmed(row):
     return (row["lost"], row["doubled"], row["errors"], row["failed"]) == (0, 0, 0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_that_hangs_costs_ours_no_point(tmp_path):
     assert unharmed(run(tmp_path, "hung:1", "skiplane-local")["turns"][0])

@@ -149,6 +149,7 @@ class Late:
         return Stall(left) if left > 0 else None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rank_that_waits_for_data_does_not_trip_the_others_timeout(command, settings_for, tmp_path, digits):
     """The shards of rank 1's stream come after 15 s, the group's own timeout is 10 s. Through Ray, from S3."""

@@ -128,6 +128,7 @@ def test_a_stop_leaves_a_checkpoint_and_the_same_name_goes_on(command, tmp_path)
     assert (code, "run cut is finished" in out) == (0, True)
 
 
+@pytest.mark.long
 def test_two_drivers_of_one_name_and_a_lost_mailbox(command, tmp_path):
     """The second driver is refused while the first trains; the first then loses its mailbox, and goes on."""
     first = command("--name", "twin", "--train.checkpoint_steps", "7")
@@ -167,6 +168,7 @@ def bad_table(tmp_path, monkeypatch, name):
     return table.to_dict("records"), runs[name].data.tags
 
 
+@pytest.mark.long
 def test_images_that_decode_silently_wrong_are_named_wherever_one_looks(
     command, digits, settings_for, tmp_path, monkeypatch
 ):
