@@ -1,6 +1,7 @@
 """A real training through all that can befall its tracking, and how long its steps took meanwhile.
 
     python -m tests.undisturbed --server postgres --auth --seconds 60
+    python -m tests.undisturbed --rounds 5 --seconds 12      # in turns: a machine that drifts, drifts for all alike
 
 `jobs.train` trains the digits. The server is killed and comes back; the process that sends is killed; the driver is
 killed, and the same command given again; the server hangs; then the run is stopped, as with Ctrl-C. Afterwards
@@ -125,17 +126,57 @@ def story(server: MlflowServer, home: Path, folder: Path, seconds: float, say: S
     assert result is not None
     said = verify(server, folder / "runs" / "a").strip()
     say(said)
-    points = [record for _, line in journal.lines(storage)
-              if isinstance(record := from_line(line), Points) and "perf/step_s" in record.values]  # fmt: skip
+    points = timed(storage)
     steps = [point.step for point in points]
     gap = max(b - a for a, b in itertools.pairwise(steps))
     return Told(said, result.tracking, {name: median(points, *when) for name, when in parts.items()}, gap)
 
 
+def in_turns(server: MlflowServer, home: Path, folder: Path, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of the steps, in turns: with a server, with one that hangs, with one that is gone."""
+    storage, parts = Storage(str(folder / "runs" / "a")), dict[str, list[tuple[float, float]]]()
+
+    def part(name: str) -> None:
+        began = time.time()
+        time.sleep(seconds)
+        parts.setdefault(name, []).append((began, time.time()))
+
+    training = Training(home, folder / "runs", server, folder / "train.log")
+    try:
+        arrive(storage, 5 + SETTLING, "the first points")
+        for _ in range(rounds):
+            part("all is well")
+            with server.frozen():
+                part("the server hangs")
+            arrive(storage, journal.end(storage), "what waited")
+            part("all is well")
+            server.kill()
+            part("the server is away")
+            server.start()
+            arrive(storage, journal.end(storage), "what waited")
+        assert training.stop() == 130
+    finally:
+        if training.process.poll() is None:
+            training.kill()
+    points = timed(storage)
+    return {name: [step for when in times for step in within(points, *when)] for name, times in parts.items()}
+
+
+def timed(storage: Storage) -> list[Points]:
+    """The points of the curve `perf/step_s`."""
+    records = (from_line(line) for _, line in journal.lines(storage))
+    return [record for record in records if isinstance(record, Points) and "perf/step_s" in record.values]
+
+
+def within(points: list[Points], began: float, ended: float) -> list[float]:
+    """Milliseconds a step of those between two times, in seconds."""
+    return [1000 * p.values["perf/step_s"] for p in points if began <= p.timestamp_ms / 1000 <= ended]
+
+
 def median(points: list[Points], began: float, ended: float) -> tuple[float, int]:
     """(median of a step in ms, points) of those between two times, in seconds."""
-    found = [p.values["perf/step_s"] for p in points if began <= p.timestamp_ms / 1000 <= ended]
-    return 1000 * statistics.median(found), len(found)
+    found = within(points, began, ended)
+    return statistics.median(found), len(found)
 
 
 def main() -> None:
@@ -144,6 +185,7 @@ def main() -> None:
     parser.add_argument("--server", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--auth", action="store_true", help="with a password")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each part")
+    parser.add_argument("--rounds", type=int, default=0, help="in turns, so many times; without the killed driver")
     parser.add_argument("--home", type=Path, required=True, help="where data/digits is: $SKIPLANE_HOME")
     args = parser.parse_args()
     began = time.monotonic()
@@ -152,11 +194,20 @@ def main() -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder, running(args.server, args.auth, Path(folder)) as server:
+        if args.rounds:
+            steps = in_turns(server, args.home, Path(folder), args.seconds, args.rounds)
+            show({name: (statistics.median(found), len(found)) for name, found in steps.items()})
+            return
         told = story(server, args.home, Path(folder), args.seconds, say)
-    healthy = told.steps["before"][0]
-    for name, (each, count) in told.steps.items():
-        print(f"{name:<20}{each:8.3f} ms a step, median of {count} points: {each / healthy:.3f} of before")
+    show(told.steps)
     print(json.dumps(asdict(told)))
+
+
+def show(steps: dict[str, tuple[float, int]]) -> None:
+    """Each part beside the first one."""
+    first, healthy = next((name, each) for name, (each, _) in steps.items())
+    for name, (each, count) in steps.items():
+        print(f"{name:<20}{each:8.3f} ms a step, median of {count} points: {each / healthy:.3f} of '{first}'")
 
 
 if __name__ == "__main__":
