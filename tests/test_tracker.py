@@ -247,7 +247,7 @@ def test_a_run_that_is_known_goes_on_without_its_server(shipper: Shipper, storag
         "run1",
         "http://h:5000/#/experiments/7/runs/run1?workflowType=machine_learning",
     )
-    assert again.finish("FINISHED") == Shipped(7, 0, 0)
+    assert again.finish("FINISHED") == Shipped(7, 2, 0)  # what was there before counts
 
 
 @pytest.mark.parametrize(("status", "waits"), [("FINISHED", True), ("FAILED", True), ("KILLED", False)])

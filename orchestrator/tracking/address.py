@@ -60,7 +60,7 @@ def probe(uri: str, enter: bool = True) -> None:
     if said:
         shown, settings = without_password(uri), "tracking.uri or MLFLOW_TRACKING_URI"
         raise ClusterError(f"MLflow at {shown} does not answer ({said}); start it (python -m jobs.local up), correct "
-                           f"{settings}, or set tracking.uri to offline or offline or off")  # fmt: skip
+                           f"{settings}, or set tracking.uri to offline or off")  # fmt: skip
 
 
 def _heard(ask: Callable[[str], str], uri: str) -> SkiplaneError | str:

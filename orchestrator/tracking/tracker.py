@@ -178,6 +178,7 @@ def open_tracker(place: Place, uri: str, experiment: str, name: str, *, id: str,
     served = sending.serve(place.storage.place, uri)
     if known and known.uri == without_password(uri):
         served.experiment_id, served.run_id = known.experiment_id, known.run_id
+        served.next, served.refused = known.next, known.refused  # as long as nobody answers
     try:
         if not child:
             _await(sending, served, needed=not before)
