@@ -8,7 +8,7 @@ import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,7 @@ def run(config: RunConfig, *, child: bool = False, sends: bool = True, title: st
         say(f"run {config.name} is {done.status}: top-1 {_percent(done.top1)}; another --name trains anew")
         return done
     check_fork(config, plan, dataset.digest)
-    life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say))
-    life.child, life.sends = child, sends
+    life = _Life(config, dataset, plan, storage, say, show or Lines(config, plan, say), child=child, sends=sends)
     return life.live(title or config.name, dict(tags or {}), stop, crews)
 
 
@@ -117,15 +116,16 @@ def open_checked(config: RunConfig) -> Dataset:
 class _Life:
     """One submission of one run."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, say: Say, show: Show) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, plan: Plan, storage: Storage, say: Say, show: Show, *,
+                 child: bool, sends: bool) -> None:  # fmt: skip
         self.config, self.dataset, self.plan = config, dataset, plan
         self.storage, self.say, self.show = storage, say, show
+        self.child, self.sends = child, sends
         self.checkpoints = Checkpoints(storage, config.train.keep, warn=say)
         self.tracker: Tracker = NullTracker()
         self.stop = Stop()
         self.attempts: Attempts | None = None
         self.origin = provenance.tags()
-        self.child, self.sends = False, True
 
     def live(self, title: str, tags: dict[str, str], stop: Stop | None, crews: Crews | None) -> Result:
         """Server and cluster looked at, and nothing written; then tracker, run.json, attempts, result."""
@@ -268,8 +268,8 @@ class _Life:
     def _with(self, shipped: Shipped, result: Result) -> Result:
         """The result once more, with what became of its tracking; where that cannot be written it stands without."""
         if shipped.records:
-            where, counts = self.tracker, {name: getattr(shipped, name) for name in ("records", "shipped", "refused")}
-            result = replace(result, tracking=counts, mlflow_run_id=where.run_id, mlflow_url=where.url)
+            where = self.tracker
+            result = replace(result, tracking=asdict(shipped), mlflow_run_id=where.run_id, mlflow_url=where.url)
             with suppress(ClusterError):
                 self.held.confirm()
                 write_result(self.storage, result)
