@@ -51,12 +51,14 @@ class Cache:
     def __init__(self, folder: Path, cap: int = 0, *, in_memory: bool = False) -> None:
         self.folder = folder
         self.file_system = _prepared(folder, in_memory)
+        self._wrong: dict[str, DataError] = {}  # sha256 -> what was told of bytes that were wrong twice
         free = os.statvfs(folder)
         self.cap = cap or int(SHARE * (free.f_bavail * free.f_frsize + self.used()))
 
     def used(self) -> int:
         """Bytes of all entries, finished or not."""
-        return sum(size for _, size, _ in self._listed())
+        with self._listing():
+            return sum(size for _, size, _ in self._listed())
 
     def __str__(self) -> str:
         return f"{self.folder} ({self.file_system}, at most {self.cap / 1e9:,.1f} GB)"
@@ -109,17 +111,21 @@ class Cache:
         with self._part(entry, stopped) as part:
             if part is None:
                 return False
+            if entry.sha256 in self._wrong:  # found by a thread of this process that held the lock before
+                raise self._wrong[entry.sha256]
             self._reserve(part, entry, later)
             for _ in range(2):
                 os.lseek(part, 0, os.SEEK_SET)
                 if fill(part) == entry.sha256 and os.fstat(part).st_size == entry.bytes:
                     os.fsync(part)
-                    (self.folder / f"{entry.sha256}.part").rename(self.folder / entry.sha256)
+                    with self._listing():
+                        (self.folder / f"{entry.sha256}.part").rename(self.folder / entry.sha256)
                     return True
-        raise DataError(
-            f"shard {entry.where} does not match its checksum in dataset.json, and did not when it was fetched again; "
-            f"copy or pack it again"
-        )
+            self._wrong[entry.sha256] = DataError(
+                f"shard {entry.where} does not match its checksum in dataset.json, and did not when it was fetched "
+                f"again; copy or pack it again"
+            )
+            raise self._wrong[entry.sha256]
 
     @contextmanager
     def _part(self, entry: Entry, stopped: Callable[[], bool]) -> Iterator[int | None]:
@@ -143,10 +149,16 @@ class Cache:
                     path.unlink(missing_ok=True)
                 os.close(part)
 
-    def _reserve(self, part: int, entry: Entry, later: Later) -> None:
-        """Takes the entry's bytes on disk, where there is room for them or can be made."""
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        """While nobody else lists, reserves or renames: a listing that meets a rename may show a file twice, or not."""
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _reserve(self, part: int, entry: Entry, later: Later) -> None:
+        """Takes the entry's bytes on disk, where there is room for them or can be made."""
+        with self._listing():
             self._sweep()
             self._make_room(entry.bytes, later)
             try:
