@@ -1,0 +1,156 @@
+"""Sees a command through on a cluster: submits it, follows its log, and submits it again where the cluster lost it."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.cluster.jobs import Away, Job, Jobs
+from orchestrator.ending import Ending, judge
+from orchestrator.submission import Submission, next_id, run_of
+from pipelines.errors import ClusterError, ConfigError
+
+PAUSE_S = 1.0
+SHOWN = 5  # ids in a message
+
+
+class Screen(Protocol):
+    """What a person sees."""
+
+    def say(self, line: str) -> None:
+        """A line of our own."""
+
+    def write(self, text: str) -> None:
+        """Words of a job, as they come."""
+
+
+class Log:
+    """A job's log on the screen: each character once, however often it is read from its beginning again."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen, self._shown = screen, 0
+
+    def show(self, chunks: Iterable[str]) -> None:
+        """One reading, as far as it comes."""
+        position = 0
+        for chunk in chunks:
+            new = chunk[max(0, self._shown - position) :]
+            position += len(chunk)
+            self._shown = max(self._shown, position)
+            if new:
+                self._screen.write(new)
+
+
+class Submitter:
+    """One command, one job after the other. id: of the newest one, empty before there is one.
+
+    wait_s: how long a server that does not answer is waited for.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        screen: Screen,
+        wait_s: float,
+        pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._jobs, self._screen, self._wait_s = jobs, screen, wait_s
+        self._pause, self._clock = pause, clock
+        self.id = ""
+
+    def submit(self, submission: Submission, package: Path) -> str:
+        """Starts the first job. Raises ClusterError where one of its name runs now; its id otherwise."""
+        known = self._jobs.all()
+        busy = [job for job in known if not job.ended and _same(job, submission)]
+        if busy:
+            raise ClusterError(
+                f"job {busy[0].id} ({busy[0].status.lower()}) has the name {submission.name} now; follow it with "
+                f"--follow {busy[0].id}, end it with `ray job stop {busy[0].id}`, or give another name"
+            )
+        self._start(submission, package, known)
+        return self.id
+
+    def see_through(self, submission: Submission, package: Path, retries: int) -> int:
+        """Follows the job that was submitted, and those that take its place; the exit code of the last."""
+        for left in range(retries, -1, -1):
+            ending = self._follow()
+            if not ending.again:
+                break
+            if not left:
+                self._screen.say(f"job {self.id} is not submitted again: --retries {retries} are used up; the same "
+                                 f"command goes on with the run")  # fmt: skip
+                break
+            self._again(submission, package, left)
+        return ending.code
+
+    def follow(self, id: str) -> int:
+        """Follows a job to its end; its exit code. Raises ConfigError where there is none of that id."""
+        if self._jobs.find(id) is None:
+            newest = [job.id for job in self._jobs.all()][:SHOWN]
+            raise ConfigError(f"--follow is {id}, and the cluster at {self._jobs.address} has no such job; it has "
+                              f"{', '.join(newest) or 'none'}")  # fmt: skip
+        self.id = id
+        return self._follow().code
+
+    # -- one job -----------------------------------------------------------------------------------------------------
+
+    def _start(self, submission: Submission, package: Path, known: list[Job]) -> None:
+        used = {job.id for job in known} | {self.id}
+        self.id = next_id(submission.id, used)
+        counted = f" ({submission.id} was used before)" if self.id != submission.id else ""
+        self._jobs.submit(self.id, submission.entrypoint, package, submission.environment.env_vars,
+                          submission.environment.rest, submission.metadata, submission.resources)  # fmt: skip
+        self._screen.say(f"job {self.id}{counted} is submitted to {self._jobs.address}")
+
+    def _follow(self) -> Ending:
+        log = Log(self._screen)
+        while True:
+            try:
+                log.show(self._jobs.tail(self.id))
+                job = self._jobs.find(self.id)
+            except Away as error:
+                self._await(str(error))
+                continue
+            if job is None or job.ended:
+                ending = judge(job)
+                self._screen.say(f"job {self.id}: {ending.why}")
+                return ending
+            self._pause(PAUSE_S)
+
+    def _again(self, submission: Submission, package: Path, left: int) -> None:
+        """The same command once more, as soon as the server takes it."""
+        self._screen.say(f"the same command is submitted again, {left - 1} more times at most; it goes on from its "
+                         f"last checkpoint")  # fmt: skip
+        limit = self._clock() + self._wait_s
+        while True:
+            try:
+                return self._start(submission, package, self._jobs.all())
+            except Away as error:
+                if self._clock() >= limit:
+                    raise
+                self._await(str(error))
+                if self._jobs.find(self.id):  # it was taken, and only the answer was lost
+                    return None
+
+    def _await(self, why: str) -> None:
+        """Until the server answers. Raises ClusterError after wait_s."""
+        self._screen.say(f"{why}; waiting for it, {self._wait_s:.0f} s at most")
+        began = self._clock()
+        while (waited := self._clock() - began) < self._wait_s:
+            self._pause(PAUSE_S)
+            try:
+                self._jobs.all()
+            except Away:
+                continue
+            self._screen.say(f"{self._jobs.address} answers again, after {self._clock() - began:.0f} s")
+            return
+        raise ClusterError(
+            f"{self._jobs.address} has not answered for {waited:.0f} s (--wait-seconds); job {self.id} may go on: "
+            f"follow it with --follow {self.id}, or give the same command again when the cluster is back"
+        )
+
+
+def _same(job: Job, submission: Submission) -> bool:
+    """Whether a job would be in the way of this one."""
+    return job.id == submission.id or run_of(job.entrypoint) == submission.name
