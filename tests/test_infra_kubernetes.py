@@ -1,0 +1,402 @@
+"""infra/kubernetes is what it says: every field has a name that is one, every name leads somewhere, and nobody talks to
+whom he should not."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import manifests
+from tests.hosts import shipped
+from tests.manifests import FOLDER, ROOT, complaint, documents, documents_of, pods, rendered, typos
+from tests.test_readme import check_job
+
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which brings kustomize, is not here")
+OVERLAYS = ["base", "overlays/cpu-demo", "overlays/gpu", "overlays/own-cluster"]
+FILES = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yaml"))
+JOBS = [name for name in FILES if name.startswith("jobs/")] + ["components/own-cluster/job.yaml"]
+[CLUSTER] = documents_of("base/raycluster.yaml")
+
+
+# -- names and types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_right_and_any_typo_in_it_is_found(name):
+    for document in documents_of(name):
+        assert complaint(document) == ""
+        places = list(typos(document))
+        assert len(places) >= 5
+        assert [where for where, changed in places if not complaint(changed)] == []
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_kustomize_makes_of_it_is_right(overlay):
+    assert {f"{d['kind']} {d['metadata']['name']}": complaint(d) for d in rendered(overlay)} == {
+        f"{d['kind']} {d['metadata']['name']}": "" for d in rendered(overlay)
+    }
+
+
+WRONG = {
+    "a number as a word": (("workerGroupSpecs", 0, "replicas"), "two", "'two' is not of type 'integer'"),
+    "no such mode": (("authOptions", "mode"), "none", "'none' is not one of ['disabled', 'token']"),
+    "a quantity as a list": (("headGroupSpec", "rayStartParams", "num-cpus"), 0, "0 is not of type 'string'"),
+    "a container's port as a word": (
+        ("headGroupSpec", "template", "spec", "containers", 0, "ports", 0, "containerPort"),
+        "6379",
+        "'6379' is not of type 'integer'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), WRONG.values(), ids=WRONG)
+def test_wrong_types_are_found(path, value, said):
+    [document] = documents((FOLDER / "base/raycluster.yaml").read_text())
+    place = document["spec"]
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert said in complaint(document)
+
+
+def test_what_the_operator_refuses_is_found():
+    """A job on a cluster that is there is not made again, and leaves the cluster alone."""
+    [job] = documents_of("jobs/train.yaml")
+    for name, value in {"backoffLimit": 3, "shutdownAfterJobFinishes": True, "suspend": True}.items():
+        assert complaint({**job, "spec": {**job["spec"], name: value}})
+    assert complaint({**job, "spec": {**job["spec"], "rayClusterSpec": CLUSTER["spec"]}})
+    assert complaint({**job, "kind": "RayJobs"}) == "there is no RayJobs of ray.io/v1"
+
+
+def test_ray_start_has_every_option():
+    """As its source has them: to import it takes seconds."""
+    [ray] = importlib.util.find_spec("ray").submodule_search_locations
+    source = Path(ray, "scripts", "scripts.py").read_text()
+    known = set(re.findall(r'"--([a-z-]+)"', source[source.index("@cli.command") : source.index("\ndef start(")]))
+    groups = [CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        assert set(group["rayStartParams"]) <= known
+    assert "num-cpuz" not in known
+
+
+# -- one truth ---------------------------------------------------------------------------------------------------------
+
+
+def test_ports_are_those_of_start_sh():
+    script = (ROOT / "infra/start.sh").read_text()
+    fixed = dict(re.findall(r"--([a-z-]*port)=(\d+)", script))
+    assert len(fixed) == 11
+    head = CLUSTER["spec"]["headGroupSpec"]["rayStartParams"]
+    assert {name: value for name, value in head.items() if name.endswith("port")} == fixed
+    for group in CLUSTER["spec"]["workerGroupSpecs"]:
+        assert {k: v for k, v in group["rayStartParams"].items() if k.endswith("port")}.items() <= fixed.items()
+        assert len([k for k in group["rayStartParams"] if k.endswith("port")]) == 8
+
+
+def test_the_environment_is_that_of_every_ray_start():
+    assert shipped(FOLDER / "base/ray.env") == shipped()
+
+
+def test_what_a_job_brings_along_is_what_a_submitted_one_does():
+    brought = yaml.safe_load((ROOT / "infra/runtime-env.yaml").read_text())
+    for name in JOBS:
+        [job] = documents((FOLDER / name).read_text())
+        own = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+        assert own == {"working_dir": "/opt/skiplane", "env_vars": brought["env_vars"]}
+
+
+def test_the_mlflow_server_is_the_teams():
+    """The files that its command reads are those of infra/mlflow; what place.env changes is there to be changed."""
+    deployment, _ = documents((FOLDER / "base/mlflow.yaml").read_text())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    read = re.findall(r"infra/\S+", container["args"][0])
+    assert read == ["infra/mlflow/mlflow.env", "infra/mlflow/serve.sh"]
+    assert all((ROOT / file).is_file() for file in read)
+    given, place = shipped(ROOT / "infra/mlflow/mlflow.env"), shipped(FOLDER / "base/place.env")
+    assert set(place) <= set(given)
+    assert not [name for name in place if given[name] == place[name]]
+
+
+def test_serve_sh_takes_it(tmp_path):
+    """The command of the pod itself, with its folders elsewhere and a python that says how it was called."""
+    deployment, _ = documents((FOLDER / "base/mlflow.yaml").read_text())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "mlflow.env").write_text("MLFLOW_FLASK_SERVER_SECRET_KEY=a\nPGPASSWORD=b\n")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" "$MLFLOW_HOST" "$PGHOST" "$PGPASSWORD"\n')
+    (tmp_path / "python").chmod(0o755)
+    script = container["args"][0].replace("/etc/mlflow", f"{FOLDER}/base").replace("/run/secrets/mlflow", str(tmp_path))
+    shell = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([*container["command"], script], cwd=ROOT, env=shell, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "-m mlflow server --app-name basic-auth 0.0.0.0 postgres b\n"
+
+
+# -- names lead somewhere ----------------------------------------------------------------------------------------------
+
+
+SUBMITTERS = [documents_of(name)[0] for name in JOBS]
+
+
+def names(found: list[dict], kind: str) -> set[str]:
+    return {document["metadata"]["name"] for document in found if document["kind"] == kind}
+
+
+def secrets() -> dict[str, str]:
+    """Secret -> the key or file that secrets.sh gives it."""
+    given = re.findall(r"^give (\S+) --from-(?:env-)?file=(\S+)", (FOLDER / "secrets.sh").read_text(), re.MULTILINE)
+    return {name: source.partition("=")[0] for name, source in given}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_lead_somewhere(overlay):
+    found = rendered(overlay)
+    for what, _, spec in pods(found):
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+        for volume in volumes.values():
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] in secrets(), what
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in names(found, "PersistentVolumeClaim"), what
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in names(found, "ConfigMap"), what
+        claimed = {t["metadata"]["name"] for d in found if d["kind"] == "StatefulSet" and d["metadata"]["name"] == what
+                   for t in d["spec"]["volumeClaimTemplates"]}  # fmt: skip
+        for container in spec["containers"]:
+            mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
+            assert set(mounted) <= {*volumes, *claimed}, what
+            assert set(volumes) <= {*mounted}, f"{what} has a volume that nobody mounts"
+            for source in container.get("envFrom", []):
+                if "configMapRef" in source:
+                    assert source["configMapRef"]["name"] in names(found, "ConfigMap")
+                else:
+                    assert source["secretRef"]["name"] in secrets() or source["secretRef"]["optional"]
+    for cluster in (d["spec"].get("rayClusterSpec", d["spec"]) for d in found if d["apiVersion"] == "ray.io/v1"):
+        assert secrets()[cluster["authOptions"]["secretName"]] == "auth_token"  # the key that KubeRay reads
+
+
+@needs_kubectl
+def test_services_lead_to_pods_and_are_called_by_their_names():
+    found = rendered("base")
+    ports = {}
+    for service in (d for d in found if d["kind"] == "Service"):
+        [spec] = [spec for _, labels, spec in pods(found) if service["spec"]["selector"].items() <= labels.items()]
+        [port] = service["spec"]["ports"]
+        assert port["targetPort"] in [p["name"] for p in spec["containers"][0]["ports"]]
+        ports[service["metadata"]["name"]] = port["port"]
+    [stateful] = [d for d in found if d["kind"] == "StatefulSet"]
+    assert stateful["spec"]["serviceName"] in ports
+    ray, place = (
+        next(d for d in found if d["metadata"]["name"].startswith(name)) for name in ("ray-env", "mlflow-place")
+    )
+    assert ray["data"]["MLFLOW_TRACKING_URI"] == f"http://mlflow:{ports['mlflow']}"
+    settings = dict(line.split("=", 1) for line in place["data"]["place.env"].splitlines() if line[:1] != "#")
+    assert settings["PGHOST"] in ports
+    assert f"mlflow:{ports['mlflow']}" in settings["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+
+
+def test_probes_say_a_host_that_mlflow_answers():
+    deployment, _ = documents((FOLDER / "base/mlflow.yaml").read_text())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["httpHeaders"] == [{"name": "Host", "value": "mlflow:5000"}]
+
+
+@needs_kubectl
+def test_own_cluster_brings_the_cluster_of_the_gpu_overlay():
+    [job] = [d for d in rendered("overlays/own-cluster") if d["kind"] == "RayJob"]
+    [cluster] = [d for d in rendered("overlays/gpu") if d["kind"] == "RayCluster"]
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    assert "RayCluster" not in {d["kind"] for d in rendered("overlays/own-cluster")}
+    images = {c["image"] for what, _, spec in pods([job]) for c in spec["containers"]}
+    assert len(images) == 1  # the submitter's Ray is the cluster's
+
+
+@needs_kubectl
+def test_overlays_are_as_large_as_they_say():
+    sizes = {}
+    for overlay in ("overlays/cpu-demo", "overlays/gpu"):
+        [cluster] = [d for d in rendered(overlay) if d["kind"] == "RayCluster"]
+        [group] = cluster["spec"]["workerGroupSpecs"]
+        [container] = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        sizes[overlay] = (group["minReplicas"], group["maxReplicas"], limits["cpu"], limits.get("nvidia.com/gpu", 0))
+        volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
+        assert set(volumes) == {"shared", "cache", "memory", "logs"}
+        assert volumes["memory"]["emptyDir"]["medium"] == "Memory"
+        assert "medium" not in volumes["cache"]["emptyDir"]
+    assert sizes == {"overlays/cpu-demo": (1, 2, "1", 0), "overlays/gpu": (2, 8, "88", 8)}
+
+
+def test_a_durable_head_has_drivers_elsewhere(tmp_path):
+    """The component, on the base."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which brings kustomize, is not here")
+    made = shutil.copytree(FOLDER, tmp_path / "kubernetes") / "overlays/cpu-demo/kustomization.yaml"
+    made.write_text(made.read_text() + "components: [../../components/durable-head]\n")
+    done = subprocess.run(["kubectl", "kustomize", made.parent], capture_output=True, text=True, check=True)
+    [cluster] = [d for d in documents(done.stdout) if d["kind"] == "RayCluster"]
+    assert complaint(cluster) == ""
+    assert cluster["spec"]["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
+    [group] = cluster["spec"]["workerGroupSpecs"]
+    assert group["resources"] == {"driver": "1"}
+    assert all("""entrypointResources: '{"driver": 0.01}'""" in (FOLDER / name).read_text() for name in JOBS)
+    names = [known["name"] for known in group["template"]["spec"]["containers"][0]["env"]]
+    assert "RAY_gcs_rpc_server_reconnect_timeout_s" in names
+    assert "RAY_gcs_rpc_server_reconnect_timeout_s" in (ROOT / "infra/ray.env").read_text()
+
+
+# -- secure by default -------------------------------------------------------------------------------------------------
+
+
+def test_no_pod_may_more_than_it_needs():
+    """What the namespace's label `restricted` would refuse; the token of Kubernetes, which the autoscaler needs."""
+    base = [d for name in ("raycluster", "mlflow", "postgres") for d in documents_of(f"base/{name}.yaml")]
+    seen = []
+    for what, _, spec in pods([*base, *SUBMITTERS]):
+        seen.append(what)
+        assert spec["securityContext"]["runAsNonRoot"], what
+        assert spec["securityContext"]["runAsUser"] > 0, what
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, what
+        assert what == "head" or spec["automountServiceAccountToken"] is False, what
+        assert spec["enableServiceLinks"] is False, what  # MLFLOW_PORT=tcp://... would be read as a setting
+        for container in spec["containers"]:
+            tight = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert container["securityContext"] == tight, what
+            assert {"requests", "limits"} <= set(container["resources"]), what
+        assert not [v for v in spec.get("volumes", []) if "hostPath" in v], what
+    assert {"head", "worker", "mlflow", "postgres", "submitter"} == set(seen)
+    assert CLUSTER["spec"]["autoscalerOptions"]["securityContext"] == tight
+
+
+def test_no_secret_is_written_down():
+    for name in FILES:
+        for document in documents((FOLDER / name).read_text()):
+            assert document["kind"] != "Secret", name
+    for name, value in {**shipped(FOLDER / "base/ray.env"), **shipped(FOLDER / "base/place.env")}.items():
+        assert not re.search("TOKEN|PASSWORD|SECRET_", name), (name, value)
+    assert CLUSTER["spec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+
+
+KUBECTL = """#!/bin/sh
+echo "$@" >> "$CALLS"
+[ "$3" != get ] || exit "$THERE"
+"""
+
+
+def test_secrets_are_made_once_as_files_that_nobody_else_reads(tmp_path):
+    folder, calls = tmp_path / "secrets", tmp_path / "calls"
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+
+    def run(there: str) -> list[str]:
+        calls.write_text("")
+        shell = {"PATH": path, "CALLS": str(calls), "THERE": there}
+        subprocess.run([FOLDER / "secrets.sh", folder], env=shell, check=True, capture_output=True)
+        return calls.read_text().splitlines()
+
+    created = [line for line in run("1") if " create " in line]
+    assert [line.split()[5] for line in created] == list(secrets())
+    files = {file.name: file.read_text() for file in folder.iterdir()}
+    assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o600 for name in files)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for name in ("ray_token", "postgres_password", "mlflow_password"):
+        assert re.fullmatch("[0-9a-f]{64}", files[name])
+    assert not [value for value in re.findall("[0-9a-f]{64}", str(files)) if value in calls.read_text()]
+    server, user = (shipped(folder / name) for name in ("mlflow.env", "mlflow_user.env"))
+    assert server["PGPASSWORD"] == files["postgres_password"]
+    assert user == {"MLFLOW_TRACKING_USERNAME": "skiplane", "MLFLOW_TRACKING_PASSWORD": files["mlflow_password"]}
+    assert len({files["ray_token"], *server.values(), *user.values()}) == 6
+    assert not [line for line in run("0") if " create " in line]
+    assert {file.name: file.read_text() for file in folder.iterdir()} == files
+
+
+POD = """#!/bin/sh
+echo "$@" >> "$CALLS"
+while [ "$1" != -- ]; do shift; done
+exec bash -c "$(echo "$4" | sed "s,/run/secrets/mlflow,$FOLDER,")"
+"""
+PYTHON = """#!/bin/sh
+echo "$1 $MLFLOW_TRACKING_USERNAME $MLFLOW_TRACKING_PASSWORD"
+echo "$2"
+cat
+"""
+
+
+def test_the_user_of_runs_is_made_without_a_word_that_others_could_read(tmp_path):
+    """With a kubectl that runs what it was given here, and a python that says what it got."""
+    for name, script in {"kubectl": POD, "python": PYTHON}.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "mlflow.env").write_text("MLFLOW_AUTH_ADMIN_PASSWORD=admins\n")
+    (tmp_path / "mlflow_user.env").write_text("MLFLOW_TRACKING_USERNAME=skiplane\nMLFLOW_TRACKING_PASSWORD=theirs\n")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shell = {"PATH": path, "CALLS": str(tmp_path / "calls"), "FOLDER": str(tmp_path)}
+    done = subprocess.run([FOLDER / "mlflow-user.sh", tmp_path], env=shell, check=True, capture_output=True, text=True)
+    first, program, *given = done.stdout.splitlines()
+    assert first == "-c admin admins"
+    compile(program, "its program", "exec")
+    assert "create_user(" in program
+    assert given == ["skiplane theirs"]
+    assert "theirs" not in (tmp_path / "calls").read_text()
+    assert "admins" not in (tmp_path / "calls").read_text()
+
+
+# -- jobs, and the end of a pod ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_jobs_command_is_one(name, monkeypatch, tmp_path, capsys):
+    words = shlex.split(documents_of(name)[0]["spec"]["entrypoint"])
+    assert words[:2] == ["python", "-m"]
+    assert [words[i + 1].split("/")[1] for i, word in enumerate(words) if word in ("--data.root", "--out")] == [
+        "shared"
+    ]
+    check_job(words, monkeypatch, tmp_path)
+
+
+def test_a_pod_has_longer_than_its_node_drains():
+    """The drain is real in test_pod_ends.py."""
+    for group in CLUSTER["spec"]["workerGroupSpecs"]:
+        spec = group["template"]["spec"]
+        [container] = spec["containers"]
+        drain = {known["name"]: known.get("value") for known in container["env"]}[
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        ]
+        assert 0 < int(drain) <= spec["terminationGracePeriodSeconds"] - 15
+        assert "lifecycle" not in container  # `ray stop` before SIGTERM would end the workers first
+
+
+BYTES = {"Mi": 2**20, "Gi": 2**30}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+def test_memory_holds_the_object_store_and_two_checkpoints(overlay):
+    """Of ResNet-152, whose weights and momentum are 60 million parameters twice, four bytes each."""
+    [cluster] = [d for d in rendered(overlay) if d["kind"] == "RayCluster"]
+    [group] = cluster["spec"]["workerGroupSpecs"]
+    [memory] = [v["emptyDir"]["sizeLimit"] for v in group["template"]["spec"]["volumes"] if v["name"] == "memory"]
+    left = int(memory[:-2]) * BYTES[memory[-2:]] - int(group["rayStartParams"]["object-store-memory"])
+    assert left > (0.5e9 if overlay == "overlays/cpu-demo" else 2 * 60.2e6 * 2 * 4)
+
+
+def test_versions_are_those_that_are_installed():
+    assert CLUSTER["spec"]["rayVersion"] == importlib.metadata.version("ray")
+    assert manifests.STRICT.is_dir()
+
+
+def test_no_readme_command_is_made_up():
+    text = (FOLDER / "README.md").read_text()
+    for path in re.findall(r"infra/kubernetes/[\w./-]+", text):
+        assert Path(ROOT / path.rstrip(".")).exists(), path
