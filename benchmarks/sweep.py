@@ -137,7 +137,7 @@ def _flags(setting: Setting, name: str, case: str) -> list[str]:
 def _run(cluster: local.Cluster, module: str, flags: Sequence[str], more: Mapping[str, str]) -> str:
     """What a command said that uses the cluster, and is counted with it. Raises ClusterError with its last words."""
     shell = services.environment(cluster.home, cluster.ports, os.environ)
-    address = f"{services.NODE_IP}:{cluster.ports['ray']}"
+    address = f"{services.HOST}:{cluster.ports['ray']}"
     own = {"RAY_ADDRESS": address, processes.MARK: cluster.services["ray"].mark, **more}
     log = cluster.folder / "sweep.log"
     with log.open("wb") as output:

@@ -46,7 +46,7 @@ class Cluster:
 
     def __init__(self, made: local.Cluster) -> None:
         shell = services.environment(made.home, made.ports, os.environ)
-        self._shell = shell | {"RAY_ADDRESS": f"{services.NODE_IP}:{made.ports['ray']}"}
+        self._shell = shell | {"RAY_ADDRESS": f"{services.HOST}:{made.ports['ray']}"}
         self._runs = made.home / "runs"
 
     def link(self, label: str, job: str, *flags: str) -> str:

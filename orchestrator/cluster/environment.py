@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from orchestrator.cluster.services import HEALTH_CHECKS, token_file
+from orchestrator.cluster.services import HEALTH_CHECKS, ONE_MACHINE, token_file
 
 DRIVER = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen this soon, and an end too
@@ -24,11 +24,15 @@ DRIVER = {
 
 
 def prepare(home: Path) -> None:
-    """Sets what is not set. Without a cluster to join, Ray's token is on, in our own file of mode 0600."""
+    """Sets what is not set. Without a cluster to join, the one that is started inside this process listens on this
+    machine alone, and Ray's token is on, in our own file of mode 0600."""
     if "ray" in sys.modules:
         raise RuntimeError("prepare(home) comes before the first import of ray")
     for_driver()
-    if not os.environ.get("RAY_ADDRESS") and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    os.environ.update(ONE_MACHINE)
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(home))
         os.environ["RAY_AUTH_MODE"] = "token"
 

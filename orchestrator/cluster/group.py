@@ -14,11 +14,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig
 
 from orchestrator.cluster.cleaner import Trainer
 from orchestrator.cluster.mailbox import GroupDied, Mailbox
 from orchestrator.cluster.member import Function, enter, line, packed
+from orchestrator.cluster.rendezvous import Rendezvous
 from orchestrator.context import Record
 from pipelines import errors
 from pipelines.errors import SkiplaneError
@@ -140,7 +140,7 @@ def _trainer(size: Size, told: dict[str, Any], run: RunConfig) -> Trainer:
             resources_per_worker=resources,
             label_selector={NODE_ID: f"in({','.join(size.nodes)})"} if size.nodes else None,
         ),
-        torch_config=TorchConfig(backend="nccl" if size.gpus else "gloo", timeout_s=size.timeout_s),
+        torch_config=Rendezvous(backend="nccl" if size.gpus else "gloo", timeout_s=size.timeout_s),
         run_config=run,
     )
 

@@ -203,8 +203,7 @@ def _save(cluster: Cluster) -> None:
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """One `up` or `down` at a time; the lock goes with its process."""
-    folder = home / "local"
-    folder.mkdir(0o700, parents=True, exist_ok=True)
+    folder = services.private_folder(home)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """The two services of the one-machine cluster: how each is started, when it is ready, what a shell needs to use it.
 
-Both listen on this machine alone where Ray lets them: Ray's control ports (GCS, raylet) bind every interface and are
-guarded by its token; its metrics ports are not guarded, and hold no secrets.
+All that they open listens on the loopback device alone: infra/SECURITY.md has the table of it, and what Ray's token
+guards and what it does not.
 """
 
 import http.client
@@ -19,9 +19,6 @@ from orchestrator.cluster.processes import free_port
 from pipelines.errors import ConfigError
 
 HOST = "127.0.0.1"
-# Ray replaces 127.0.0.1 by the address of the network card, which a laptop loses with its Wi-Fi, and which others can
-# reach. This one is the loopback device as well.
-NODE_IP = "127.0.0.2"
 NAMES = {"ray": "Ray", "mlflow": "MLflow"}
 DEFAULT_PORTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000}
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large goes through it; Ray's default takes 30 % of the memory
@@ -33,8 +30,13 @@ HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "3",
 }
+# Ray replaces 127.0.0.1 by the address of the network card, which a laptop loses with its Wi-Fi, unless it is told that
+# there is no cluster of several machines. All of its servers listen on 127.0.0.1 alone then; with any other address,
+# 127.0.0.2 too, its control ports listen on every interface, and who reaches them needs no token to end the head.
+ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 RAY_SETTINGS = {
     **HEALTH_CHECKS,
+    **ONE_MACHINE,
     "RAY_worker_niceness": "0",  # by default training runs at niceness 15: anything else on the machine starves it
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else an idle helper actor holds `down` for 30 s
@@ -72,8 +74,9 @@ def command(name: str, home: Path, ports: Mapping[str, int], ray_temp: str) -> l
 
 
 def _ray(ports: Mapping[str, int], temp: str) -> list[str]:
-    """The head, and no fixed port but those asked for: Ray's defaults would collide with another Ray here."""
-    return ["start", "--head", "--block", f"--node-ip-address={NODE_IP}", f"--port={ports['ray']}",
+    """The head, and no fixed port but those asked for: Ray's defaults would collide with another Ray here. Without the
+    autoscaler's monitor, which has no machine to add: a process and a port less."""
+    return ["start", "--head", "--block", "--no-monitor", f"--node-ip-address={HOST}", f"--port={ports['ray']}",
             f"--dashboard-host={HOST}", f"--dashboard-port={ports['dashboard']}", "--dashboard-agent-listen-port=0",
             f"--ray-client-server-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0",
             f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}/ray", "--log-color=false"]  # fmt: skip
@@ -103,6 +106,7 @@ def environment(home: Path, ports: Mapping[str, int], shell: Mapping[str, str]) 
 def shell_lines(home: Path, ports: Mapping[str, int]) -> str:
     """What a shell needs for `ray job submit`: the content of env.sh."""
     values = {
+        **ONE_MACHINE,
         "SKIPLANE_HOME": str(home),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file(home)),
@@ -126,14 +130,20 @@ def ready(name: str, home: Path, ports: Mapping[str, int]) -> bool:
 
 def token_file(home: Path) -> Path:
     """The file with Ray's token, mode 0600; made where there is none (Ray would make its own readable by all)."""
-    path = home / "local" / "token"
-    path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    path = private_folder(home) / "token"
     with suppress(FileExistsError):
         create_private(path, secrets.token_hex(32))
     if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
         raise ConfigError(f"{path} holds Ray's token and has mode {mode:04o}, which lets others read it; delete it "
                           f"while the cluster is down, and a new one is made")  # fmt: skip
     return path
+
+
+def private_folder(home: Path) -> Path:
+    """`$SKIPLANE_HOME/local`; what is made of the two, is for its user alone."""
+    for folder in (home, home / "local"):
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+    return home / "local"
 
 
 def create_private(path: Path, text: str) -> None:
@@ -143,8 +153,7 @@ def create_private(path: Path, text: str) -> None:
 
 
 def replace_private(path: Path, text: str) -> None:
-    """A file of mode 0600, whole or not at all."""
-    path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    """A file of mode 0600 in a folder that is there, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     create_private(partial, text)
