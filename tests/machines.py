@@ -73,6 +73,8 @@ class Machines:
     outside.
     """
 
+    working = ROOT  # where commands run
+
     def __init__(self, count: int, shared_mb: int = 256) -> None:
         self.count, self._shared_mb = count, shared_mb
         self._first: dict[int, subprocess.Popen] = {}
@@ -102,6 +104,14 @@ class Machines:
         """What machine i sees as `own`; it outlives its machine."""
         return self.folder / f"disk{i}"
 
+    def name(self, i: int) -> str:
+        """Of machine i, for itself and for the others."""
+        return f"host{i}"
+
+    def script(self, i: int) -> str:
+        """What machine i's first process does: see BOOT."""
+        return BOOT
+
     def on(self, i: int) -> bool:
         """Whether machine i has power."""
         return i in self._first and self._first[i].poll() is None
@@ -109,7 +119,9 @@ class Machines:
     def boot(self, i: int) -> None:
         """Turns machine i on, with its cable in."""
         self.disk(i).mkdir(exist_ok=True)
-        self._first[i] = _start([*APART, BOOT, f"host{i}", str(self.disk(i)), str(self.folder)], f"host{i}")
+        self._first[i] = _start(
+            [*APART, self.script(i), self.name(i), str(self.disk(i)), str(self.folder)], self.name(i)
+        )
         self._pid[i] = _inner(self._first[i]).pid
         with suppress(subprocess.CalledProcessError):  # the kernel takes its time with a dead machine's cable
             self._at_switch("link", "del", f"port{i}")
@@ -158,7 +170,7 @@ class Machines:
 
     def _run(self, i: int, command: Sequence[str], environment: Mapping[str, str], **how) -> subprocess.Popen:
         enter = ["nsenter", "--target", str(self._pid[i]), "--mount", "--uts", "--net", "--pid"]
-        line = [*enter, "env", f"--chdir={ROOT}", *map(str, command)]
+        line = [*enter, "env", f"--chdir={self.working}", *map(str, command)]
         # A session of its own: Ctrl-C is for whoever made the machine.
         own = self.environment() | dict(environment)
         return subprocess.Popen(line, env=own, stdin=subprocess.DEVNULL, start_new_session=True, **how)
@@ -174,7 +186,7 @@ class Machines:
         size = f"size={self._shared_mb}m"
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", self.shared], check=True)
         stack.callback(subprocess.run, ["umount", "--lazy", self.shared], check=True)
-        names = [f"{self.address(i)} host{i}\n" for i in range(self.count)]
+        names = [f"{self.address(i)} {self.name(i)}\n" for i in range(self.count)]
         (self.folder / "hosts").write_text("".join(["127.0.0.1 localhost\n", *names]))
         # A resolver that cannot be reached costs 10 s a look-up.
         (self.folder / "resolv.conf").write_text("options timeout:1 attempts:1\n")

@@ -143,7 +143,7 @@ du -sm /opt/venv /opt/skiplane
 test -z "$(find /opt/skiplane /opt/venv -user 1000 -print -quit)"
 inside() { setpriv --reuid 1000 --regid 1000 --clear-groups "$@"; }
 inside python -c 'import torch, nvidia.dali, ray, mlflow, psycopg, boto3; print("torch", torch.__version__)'
-inside python -m jobs.train --help | head -1
+inside python -m jobs.train --help > /dev/null
 inside ray --version
 inside mlflow --version
 inside sh -c 'touch /cache/a /shared/a && ! touch /opt/skiplane/a' 2> /dev/null
@@ -165,12 +165,12 @@ def test_every_instruction_runs_and_what_is_installed_works(tmp_path: Path) -> N
         (context / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(image.REPOSITORY / path, context / path)
     (tmp_path / "root").mkdir()
-    (tmp_path / "opt").mkdir()
+    (tmp_path / "venv").mkdir()
     script = [
         f"set -e; ROOT={tmp_path}/root",
         image.ROOT,
-        f"mount --bind {tmp_path}/opt /opt; chmod a+x /root",
-        "userdel skiplane 2> /dev/null || true",
+        f"mkdir /opt/venv; mount --bind {tmp_path}/venv /opt/venv; chmod a+x /root",
+        'user=$(id --name --user 1000 2> /dev/null) && userdel "$user"; groupdel "$user" 2> /dev/null || true',
         image.script(BUILT, context),
         CHECKS,
     ]
