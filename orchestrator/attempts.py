@@ -25,6 +25,7 @@ from orchestrator.state.checkpoints import Checkpoints
 from orchestrator.state.lease import Lease
 from orchestrator.stop import Stop
 from orchestrator.tracking import Tracker
+from orchestrator.vitals import Vitals
 from orchestrator.worker import Job
 from pipelines.errors import SkiplaneError, TrainingError
 
@@ -39,7 +40,8 @@ Say = Callable[[str], None]
 class Attempts:
     """What one submission needs to train a run, and what became of it so far.
 
-    run_id names the run's copies in memory; digest is that of the dataset.
+    run_id names the run's copies in memory; digest is that of the dataset; label is the run's name where it is shown
+    among others.
     """
 
     config: RunConfig
@@ -54,6 +56,7 @@ class Attempts:
     stop: Stop
     run_id: str
     digest: str
+    label: str
     number: int = 0  # of attempts begun
     restarts: int = 0  # after a death
     resizes: int = 0
@@ -71,19 +74,20 @@ class Attempts:
         Raises the SkiplaneError that ended it; TrainingError where groups die without progress.
         """
         try:
-            while True:
-                try:
-                    if summary := self._attempt(size):
-                        return summary
-                except GroupDied as died:
-                    self._after_death(died)
-                size = self.room.find(again=True)
-                self._heed_stop()
+            with Vitals(self.label, self.plan, self) as vitals:
+                while True:
+                    try:
+                        if summary := self._attempt(size, vitals):
+                            return summary
+                    except GroupDied as died:
+                        self._after_death(died)
+                    size = self.room.find(again=True)
+                    self._heed_stop()
         except BaseException:
             self.crews.settle()
             raise
 
-    def _attempt(self, size: Size) -> dict[str, Any] | None:
+    def _attempt(self, size: Size, vitals: Vitals) -> dict[str, Any] | None:
         """One group, until its work is done: rank 0's summary, or None where another group is to go on."""
         self.number += 1
         fence = self.held.begin(self.number)
@@ -93,13 +97,13 @@ class Attempts:
         del found  # the size of a checkpoint
         self.workers = size.workers
         self._announce(size, step)
-        job = Job(self.config, resume, self.digest, self.run_id, fence)
+        job = Job(self.config, resume, self.digest, self.run_id, fence, self.label)
         self._began = None
         group = self.crews.take(size, worker.train, job, f"{self.config.name}-{self.number}")
         self._taken_up = group.works > 1
         try:
-            with closing(Watch(self.room, size.workers)) as watch:
-                summary = _Watched(self, group, watch).outcome()
+            with closing(Watch(self.room, size.workers)) as watch, vitals.group(size.workers):
+                summary = _Watched(self, group, watch, vitals).outcome()
         except BaseException:
             self.crews.end(group)
             raise
@@ -189,8 +193,8 @@ class Attempts:
 class _Watched:
     """A group that trains, and what is known of it."""
 
-    def __init__(self, attempts: Attempts, group: Group, watch: Watch) -> None:
-        self._attempts, self._group, self._watch = attempts, group, watch
+    def __init__(self, attempts: Attempts, group: Group, watch: Watch, vitals: Vitals) -> None:
+        self._attempts, self._group, self._watch, self._vitals = attempts, group, watch, vitals
         self._lost: dict[int, str] = {}  # rank -> why it cannot go on
         self._lost_at = 0.0
         self._asked_at = -math.inf
@@ -221,6 +225,7 @@ class _Watched:
                 case "lost":
                     self._lost_at = self._lost_at or time.monotonic()
                     self._lost[record["rank"]] = record["cause"]
+        self._vitals.hear(records)
         self._attempts.ear.hear(records)
         for record in records:
             if record["kind"] == "error":

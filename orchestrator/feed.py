@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +10,7 @@ from orchestrator.config import RunConfig
 from orchestrator.context import Context, Record
 from orchestrator.plan import Plan, eval_ids, lanes_of
 from pipelines.dataset import Dataset
+from pipelines.quarantine import BadSample
 from pipelines.reader import Reader
 from pipelines.remote.cache import Cache
 from pipelines.remote.needs import InOrder, Needs, shards_of
@@ -47,6 +49,19 @@ class Feed:
             return []
         before, self._told = self._told, self._supply.fetched
         return [fetched_record(self._told - before)]
+
+    def counts(self) -> dict[str, int]:
+        """This worker's totals, by their names in meters.WORKER; none where the samples are in files."""
+        if not self._supply:
+            return {}
+        fetched, reads = self._supply.fetched, self._supply.reads
+        return {
+            "cache_hits_total": reads.hits,
+            "cache_misses_total": reads.misses,
+            "fetched_shards_total": fetched.shards,
+            "fetched_bytes_total": fetched.shard_bytes + fetched.sample_bytes,
+            "fetch_retries_total": fetched.retries,
+        }
 
     def cancel(self) -> None:
         """Ends whatever waits for data."""
@@ -97,6 +112,11 @@ def open_cache(config: RunConfig) -> Cache:
 def fetched_record(fetched: Fetched) -> Record:
     """Counts as a record."""
     return {"kind": "fetched", **fetched.to_dict()}
+
+
+def bad_record(bad: BadSample, split: str) -> Record:
+    """A bad sample as a record: of each only the first, from any thread; the driver drops what it knows."""
+    return {"kind": "bad", "split": split, **asdict(bad)}
 
 
 def _needs(config: RunConfig, dataset: Dataset, plan: Plan, context: Context) -> Needs:

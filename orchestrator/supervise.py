@@ -198,6 +198,7 @@ class _Life:
             self.stop,
             self.run_id,
             self.dataset.digest,
+            label=f"{Path(config.cluster.storage).name}/{config.name}" if self.child else config.name,
         )
         summary = self.attempts.run(size)
         if summary["status"] == "stopped" and self.stop.asked():
@@ -298,9 +299,8 @@ class _Life:
     def _publish(self, result: Result) -> None:
         counts = self.attempts.ear.classes if self.attempts else {}
         tags = self.origin | {"ray.job_id": job_id()}
-        page.publish(
-            self.tracker, self.config, self.plan, self.dataset, result, counts, tags, self.say, child=self.child
-        )
+        about = self.tracker, self.config, self.plan, self.dataset, result
+        page.publish(*about, counts, tags, self.say, child=self.child)
 
     def _compose(self, summary: dict[str, Any]) -> Result:
         names, best, tried = self.checkpoints.names(), self.checkpoints.best_name(), self.attempts

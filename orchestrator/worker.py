@@ -8,7 +8,7 @@ Nothing here knows Ray or MLflow: a worker sees a Context.
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from orchestrator.config import RunConfig
 from orchestrator.context import Context, Record
-from orchestrator.feed import threads_of, training_feed
+from orchestrator.feed import bad_record, threads_of, training_feed
+from orchestrator.odometer import Odometer
 from orchestrator.plan import counts_of, eval_ids, lanes_of, learning_rate, make_plan
 from orchestrator.rhythm import Ask, Rhythm
 from orchestrator.sensors import Sensors
@@ -41,7 +42,7 @@ from pipelines.batches import Batch, EvalBatches, TrainBatches
 from pipelines.dali import resolve_decode
 from pipelines.dataset import open_dataset
 from pipelines.errors import DataError
-from pipelines.quarantine import BadSample, Quarantine, allowed
+from pipelines.quarantine import Quarantine, allowed
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Job:
     dataset_digest: str = ""  # of the dataset that was admitted; "" = any
     run_id: str = ""  # names the run's copies in memory; "" = none are kept
     fence: Fence | None = None  # None: there is no driver, and no rival
+    label: str = ""  # what the run is called where its counts are shown; "" = as its name is
 
 
 BEGINNING = Progress(step=0, epoch=0, digest=0, sums={}, total={}, curve=[], bad=0, seconds=0.0)
@@ -80,7 +82,8 @@ class Worker:
         self.lanes = lanes_of(context.rank, context.world_size, job.config.data.lanes)
         self.decode = resolve_decode(job.config.data.decode, context.device.type == "cuda")
         self.memory = self._open_memory(job)
-        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=_owner(job.fence))
+        owner = Owner(job.fence.number, job.fence.attempt, job.fence.check) if job.fence else Owner()
+        self.checkpoints = Checkpoints(Storage(job.config.folder()), job.config.train.keep, owner=owner)
         self.saver = BackgroundSaver(self.checkpoints, self.memory, self._say_where)
         stack.callback(self.saver.close)
         restored = self._restore(job)
@@ -88,6 +91,8 @@ class Worker:
         self.feed = training_feed(job.config, self.dataset, self.plan, context, progress.step)
         stack.callback(self.feed.close)
         self.reader = self.feed.readers
+        images = len(self.lanes) * self.plan.micro_batch
+        self.odometer = Odometer(context, job.label or job.config.name, images, self.feed.counts)
         self.quarantine = {name: self._quarantine(name) for name in self.reader}
         self.step = self._build_step()
         if restored:
@@ -109,6 +114,7 @@ class Worker:
             return self._summary("stopped")
         for done in self._steps() if self.tally.step < self.last else ():
             self.tally.add(done)
+            self.odometer.add(done)
             self.feed.at(done.global_step)
             ends_epoch = done.step == steps - 1
             wanted = self.rhythm.after(self.tally.step, ends_epoch, done.asked)
@@ -248,12 +254,13 @@ class Worker:
 
     def _keep(self, wanted: Ask) -> None:
         """The state into storage, by rank 0, and into memory, by one rank a node. All ranks call it."""
-        self.tally.fetch()
-        progress = self.tally.progress(self.plan.steps_per_epoch, self._sum)
-        if Ask.CHECKPOINT in wanted and self.context.rank == 0:
-            self.saver.save(self.step.state_dict(), progress, self._saved)
-        elif self.memory:
-            self.saver.copy(self.step.state_dict(), progress)
+        with self.odometer.timing("checkpoint"):
+            self.tally.fetch()
+            progress = self.tally.progress(self.plan.steps_per_epoch, self._sum)
+            if Ask.CHECKPOINT in wanted and self.context.rank == 0:
+                self.saver.save(self.step.state_dict(), progress, self._saved)
+            elif self.memory:
+                self.saver.copy(self.step.state_dict(), progress)
 
     def _saved(self, name: str) -> None:
         self.context.send([{"kind": "checkpoint", "name": name, "step": step_of(name)}])
@@ -316,7 +323,7 @@ class Worker:
             stopped = stopped or self.context.stop_asked(self.tally.step)
             return not stopped
 
-        with self._eval_batches() as batches:
+        with self.odometer.timing("evaluation"), self._eval_batches() as batches:
             sums = evaluate(
                 self.step.model,
                 takewhile(goes_on, batches),
@@ -342,6 +349,7 @@ class Worker:
             self.memory.clear()
         if news := self.feed.news():
             self.context.send(news)
+        self.odometer.tell()
         return {
             "status": status,
             "reason": reason,
@@ -374,13 +382,3 @@ class Worker:
     def _say_where(self, text: str) -> None:
         """From any rank."""
         self.context.send([{"kind": "say", "text": f"{socket.gethostname()}: {text}"}])
-
-
-def _owner(fence: Fence | None) -> Owner:
-    """Who writes the checkpoints."""
-    return Owner(fence.number, fence.attempt, fence.check) if fence else Owner()
-
-
-def bad_record(bad: BadSample, split: str) -> Record:
-    """A bad sample as a record: of each only the first, from any thread; the driver drops what it knows."""
-    return {"kind": "bad", "split": split, **asdict(bad)}

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator import attempts as module
 from orchestrator.attempts import Attempts
+from orchestrator.cluster import metering
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.mailbox import GroupDied
 from orchestrator.config import RunConfig
@@ -37,9 +38,10 @@ class Stage:
         monkeypatch.setattr(module, "Watch", self._watch)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
         monkeypatch.setattr(module, "job_id", lambda: "01000000")
+        monkeypatch.setattr(metering, "show", lambda labels, values: None)
         self.attempts = Attempts(
             RunConfig(name="a").replace(settings),
-            SimpleNamespace(position=lambda step: divmod(step, 44)),
+            SimpleNamespace(position=lambda step: divmod(step, 44), steps=88, steps_per_epoch=44),
             SimpleNamespace(find=lambda again: self._size()),
             SimpleNamespace(
                 take=self._take,
@@ -55,6 +57,7 @@ class Stage:
             self.stop,
             "run-id",
             "digest",
+            "label",
         )
 
     def run(self):
@@ -123,7 +126,7 @@ def restored(step, source="from the checkpoint in storage"):
 
 
 def at(step):
-    return {"kind": "progress", "global_step": step}
+    return {"kind": "at", "global_step": step}
 
 
 def worker(rank):

@@ -6,12 +6,12 @@ import pytest
 
 from jobs.train import report
 from orchestrator.config import RunConfig
+from orchestrator.feed import bad_record
 from orchestrator.progress import Ear
 from orchestrator.state.records import Result, read_result, write_result
 from orchestrator.state.register import NAME, BadImage, Register
 from orchestrator.state.storage import Storage
 from orchestrator.tracking import NullTracker
-from orchestrator.worker import bad_record
 from pipelines.errors import DataError
 from pipelines.quarantine import CHECKSUM, BadSample, allowed
 

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayError
 
+from orchestrator.cluster import metering
 from orchestrator.context import Record
 from pipelines.errors import SkiplaneError, TrainingError
 
@@ -103,6 +104,10 @@ class RayContext:
     def send(self, records: list[Record]) -> None:
         """One message without waiting for the answer (about 0.2 ms)."""
         self._reply, self._asked_at = self._actor.put.remote(self._number, records), time.monotonic()
+
+    def count(self, run: str, amounts: Mapping[str, float]) -> None:
+        """Into Ray's metrics: about 2 us each. Workers go from run to run, so the run is a label of each count."""
+        metering.count({"run": run, "rank": str(self.rank)}, amounts)
 
     def stop_asked(self, step: int) -> bool:
         """The last answer from the driver; asks anew every poll_s."""

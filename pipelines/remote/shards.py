@@ -97,7 +97,8 @@ class Shelf(Protocol):
 class CachedShards:
     """From the cache where a shard is there; by range where it is not yet; waiting where ranges would cost too much.
 
-    sizes: bytes of each shard. counter: hears of samples that were read by range; say: of a server without ranges.
+    sizes: bytes of each shard. counter: hears of samples that were there, that were not, and that were read by range.
+    say: hears of a server without ranges.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class CachedShards:
     def _away(self, asked: Asked) -> set[int]:
         """Rows that have to be read by range. Waits for shards of which that would be too much."""
         missing = [row for row in range(len(asked.shards)) if self._file(asked.shards[row]) is None]
+        self._counter.read(len(asked.shards) - len(missing), len(missing))
         for shard, more in asked.only(missing).bytes.items():
             if self._whole_only or self._spent[shard] + more > RANGE_SHARE * self._sizes[shard]:
                 self._shelf.bring(shard)

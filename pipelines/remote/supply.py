@@ -22,7 +22,7 @@ from pipelines.remote.news import News, Say, nothing
 from pipelines.remote.objects import Objects
 from pipelines.remote.patience import REQUEST_S, Patience
 from pipelines.remote.shards import CachedShards, RangedShards
-from pipelines.remote.transfer import Counter, Fetched, Transfer
+from pipelines.remote.transfer import Counter, Fetched, Reads, Transfer
 from pipelines.remote.url import is_url
 from pipelines.shards import OpenFile
 
@@ -74,6 +74,11 @@ class Supply:
     def fetched(self) -> Fetched:
         """What this process fetched so far."""
         return self._counter.total
+
+    @property
+    def reads(self) -> Reads:
+        """What this process asked for so far."""
+        return self._counter.reads
 
     def reader(self, split: str, threads: int) -> Reader:
         """A reader of a split; closing it closes its files. Raises DataError."""

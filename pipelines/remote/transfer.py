@@ -32,11 +32,19 @@ class Fetched:
         return Fetched(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
+@dataclass(frozen=True)
+class Reads:
+    """Samples that were asked for: their shard was in the cache, or it was not yet."""
+
+    hits: int = 0
+    misses: int = 0
+
+
 class Counter:
     """Counts from several threads; `warn` hears of what is tried again."""
 
     def __init__(self, warn: Callable[[str], None] = lambda _: None) -> None:
-        self._warn, self._lock, self._total = warn, threading.Lock(), Fetched()
+        self._warn, self._lock, self._total, self._reads = warn, threading.Lock(), Fetched(), Reads()
 
     def add(self, **counts: int) -> None:
         """Adds to fields of Fetched."""
@@ -48,6 +56,17 @@ class Counter:
         """A request that is made again."""
         self.add(retries=1)
         self._warn(f"{error}; trying again")
+
+    def read(self, hits: int, misses: int) -> None:
+        """Samples that somebody asked for."""
+        with self._lock:
+            self._reads = Reads(self._reads.hits + hits, self._reads.misses + misses)
+
+    @property
+    def reads(self) -> Reads:
+        """So far."""
+        with self._lock:
+            return self._reads
 
     @property
     def total(self) -> Fetched:

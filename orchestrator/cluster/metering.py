@@ -1,0 +1,37 @@
+"""The door to Ray's metrics: what is counted and set here, each node's agent shows on its metrics port.
+
+A call takes two microseconds: Ray adds up in this process and sends the sums to the node's agent every 10 s, and once
+more when the process ends. What a killed process counted since then is not shown.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from orchestrator.meters import RUN, WORKER, by_name
+
+_METERS = by_name((*WORKER, *RUN))
+
+
+def count(labels: Mapping[str, str], amounts: Mapping[str, float]) -> None:
+    """Adds to counters, by name."""
+    tags = dict(labels)
+    for name, amount in amounts.items():
+        if amount > 0:  # Ray refuses 0
+            _made(name).inc(amount, tags)
+
+
+def show(labels: Mapping[str, str], values: Mapping[str, float]) -> None:
+    """Sets gauges, by name. Each is gone from the node's page 20 s after it was set last."""
+    tags = dict(labels)
+    for name, value in values.items():
+        _made(name).set(value, tags)
+
+
+@cache
+def _made(name: str) -> Any:
+    """Once a process: whichever run it works on is a label's matter."""
+    meter = _METERS[name]
+    return (Counter if meter.counts else Gauge)(meter.full_name, meter.meaning, meter.labels)
