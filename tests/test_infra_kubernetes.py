@@ -112,6 +112,10 @@ def test_what_a_job_brings_along_is_what_a_submitted_one_does():
         [job] = documents((FOLDER / name).read_text())
         own = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
         assert own == {"working_dir": "/opt/skiplane", "env_vars": brought["env_vars"]}
+    image = (ROOT / "infra/Dockerfile").read_text()
+    assert re.findall(r"^WORKDIR (\S+)", image, re.MULTILINE)[-1] == "/opt/skiplane"
+    assert all(f"COPY {folder} {folder}/" in image for folder in ("jobs", "orchestrator", "pipelines", "infra"))
+    assert re.search(r"^USER 1000:1000", image, re.MULTILINE)
 
 
 def test_the_mlflow_server_is_the_teams():
