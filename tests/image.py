@@ -6,6 +6,7 @@ script(instructions(DOCKERFILE.read_text()), context)  # runs in a root of its o
 import functools
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,8 +31,20 @@ cd /
 @functools.cache
 def tracked() -> tuple[str, ...]:
     """Every file that git knows, as paths from the repository's root."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return tuple(name for name in listed.stdout.split("\0") if name)
+    return _listed("--cached")
+
+
+def context(folder: Path) -> None:
+    """Copies into a folder what a build would get of the working tree: also files that git will only know."""
+    for path in let_through(_listed("--cached", "--others", "--exclude-standard"), RULES.read_text()):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / path, folder / path)
+
+
+def _listed(*which: str) -> tuple[str, ...]:
+    command = ["git", "ls-files", "-z", *which]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return tuple(name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).exists())
 
 
 def let_through(paths: Iterable[str], rules: str) -> list[str]:
@@ -69,12 +82,12 @@ def environment(found: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {name: value.removesuffix(":$PATH") for name, value in pairs}
 
 
-def script(found: Sequence[tuple[str, str]], context: Path) -> str:
+def script(found: Sequence[tuple[str, str]], folder: Path) -> str:
     """bash that does what a build does, from a folder with the files that were let through."""
-    return "\n".join(["set -euo pipefail", *(_step(word, rest, context) for word, rest in found)])
+    return "\n".join(["set -euo pipefail", *(_step(word, rest, folder) for word, rest in found)])
 
 
-def _step(word: str, rest: str, context: Path) -> str:
+def _step(word: str, rest: str, folder: Path) -> str:
     match word:
         case "ARG":
             name, _, value = rest.partition("=")
@@ -87,7 +100,7 @@ def _step(word: str, rest: str, context: Path) -> str:
             return f"echo + {shlex.quote(rest)}; sh -ec {shlex.quote(rest)}"
         case "COPY":
             *sources, target = shlex.split(rest)
-            return "\n".join(_copy(context / source, target) for source in sources)
+            return "\n".join(_copy(folder / source, target) for source in sources)
     return ":"  # FROM, LABEL, USER, ENTRYPOINT, CMD: about the image
 
 

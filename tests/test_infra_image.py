@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -161,9 +160,7 @@ inside sh -c 'touch /cache/a /shared/a && ! touch /opt/skiplane/a' 2> /dev/null
 @pytest.mark.skipif(bool(supported()), reason=supported() or "namespaces can be made")
 def test_every_instruction_runs_and_what_is_installed_works(tmp_path: Path) -> None:
     context = tmp_path / "context"
-    for path in image.let_through(image.tracked(), RULES):
-        (context / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(image.REPOSITORY / path, context / path)
+    image.context(context)
     (tmp_path / "root").mkdir()
     (tmp_path / "venv").mkdir()
     script = [

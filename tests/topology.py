@@ -101,7 +101,7 @@ class Topology(Machines):
         self.compose = shutil.copytree(COMPOSE, self.folder / "compose", ignore=_made)
         subprocess.run(["bash", self.compose / "secrets.sh"], check=True, capture_output=True)
         self.own_values = dict(line.split("=") for line in (self.compose / ".env").read_text().split())
-        self._make_image()
+        image.context(self.folder / "image")
         self.published: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         for i, name in enumerate(self.names):
@@ -223,11 +223,6 @@ class Topology(Machines):
     def _filled(self, text: str) -> str:
         """With what .env says, or the default."""
         return re.sub(r"\$\{(\w+)(?::?[-?]([^}]*))?\}", lambda m: self.own_values.get(m[1], m[2] or ""), text)
-
-    def _make_image(self) -> None:
-        for path in image.let_through(image.tracked(), image.RULES.read_text()):
-            (target := self.folder / "image" / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(image.REPOSITORY / path, target)
 
     def _relay(self, i: int, port: int) -> int:
         listening = socket.create_server(("127.0.0.1", 0))
