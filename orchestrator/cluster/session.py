@@ -59,16 +59,25 @@ def session(cpus: int) -> Iterator[None]:
                 logging_level="ERROR",
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS", "a local cluster")
-        raise ClusterError(
-            f"RAY_ADDRESS: Ray at {where} does not answer: {str(error).splitlines()[0]}; check that the "
-            f"cluster is up and that RAY_AUTH_TOKEN_PATH names its token"
-        ) from error
+        raise ClusterError(_no_entry(address, str(error).splitlines()[0])) from error
     _quiet()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_entry(address: str, said: str) -> str:
+    """Ray says the same of a wrong token as of a cluster that is away; `_probe` has found that somebody listens."""
+    if not address:
+        return (
+            f"Ray did not start inside this process: {said}; start a cluster (python -m jobs.local up) and submit to it"
+        )
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    return (
+        f"RAY_ADDRESS is {address}, and Ray there does not take this driver: {said}; check that {token} "
+        f"(RAY_AUTH_TOKEN_PATH) is the token that its `ray start` was given, and that the cluster is well"
+    )
 
 
 def _quiet() -> None:
