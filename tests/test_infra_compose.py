@@ -240,6 +240,18 @@ def test_nothing_is_asked_of_the_shell_that_has_no_answer() -> None:
     assert {name for name, default in asked if "-" not in default} == {"SKIPLANE_UID", "SKIPLANE_GID"}
 
 
+def test_the_readme_names_what_there_is() -> None:
+    text = (FOLDER / "README.md").read_text()
+    named = set(re.findall(r"\binfra/[\w./-]+\w", text)) | {
+        f"tests/{name}" for name in re.findall(r"tests/(\w+\.py)", text)
+    }
+    assert named - set(image.tracked()) == {"infra/compose/secrets/ray_token"}
+    assert set(re.findall(r"(?:exec|--scale) (\w+)", text)) <= set(COMPOSE["services"])
+    assert set(re.findall(r"SKIPLANE_[A-Z_]+", text)) == {"SKIPLANE_REVISION", "SKIPLANE_WORKER_CPUS", "SKIPLANE_STORE"}
+    published = [port.split(":")[1] for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == published
+
+
 @pytest.mark.parametrize("made", ["secrets/ray_token", "secrets.AbC123/ray_token", ".env", "store/skiplane/a"])
 def test_what_is_made_is_in_no_commit_no_image_and_no_job(made: str) -> None:
     """A job's package leaves out what the root's .gitignore names."""
