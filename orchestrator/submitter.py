@@ -57,10 +57,10 @@ class Submitter:
     ) -> None:
         self._jobs, self._screen, self._wait_s = jobs, screen, wait_s
         self._pause, self._clock = pause, clock
-        self.id = ""
+        self.id, self._ids = "", set[str]()
 
-    def submit(self, submission: Submission, package: Path) -> str:
-        """Starts the first job. Raises ClusterError where one of its name runs now; its id otherwise."""
+    def submit(self, submission: Submission, package: Path) -> None:
+        """Starts the first job. Raises ClusterError where one of its name runs now."""
         known = self._jobs.all()
         busy = [job for job in known if not job.ended and _same(job, submission)]
         if busy:
@@ -68,8 +68,10 @@ class Submitter:
                 f"job {busy[0].id} ({busy[0].status.lower()}) has the name {submission.name} now; follow it with "
                 f"--follow {busy[0].id}, end it with `ray job stop {busy[0].id}`, or give another name"
             )
-        self._start(submission, package, known)
-        return self.id
+        self._name(submission, known)
+        self._send(submission, package)
+        if self.id != submission.id:
+            self._screen.say(f"  {submission.id} was the id of an earlier job")
 
     def see_through(self, submission: Submission, package: Path, retries: int) -> int:
         """Follows the job that was submitted, and those that take its place; the exit code of the last."""
@@ -95,13 +97,16 @@ class Submitter:
 
     # -- one job -----------------------------------------------------------------------------------------------------
 
-    def _start(self, submission: Submission, package: Path, known: list[Job]) -> None:
-        used = {job.id for job in known} | {self.id}
-        self.id = next_id(submission.id, used)
-        counted = f" ({submission.id} was used before)" if self.id != submission.id else ""
-        self._jobs.submit(self.id, submission.entrypoint, package, submission.environment.env_vars,
-                          submission.environment.rest, submission.metadata, submission.resources)  # fmt: skip
-        self._screen.say(f"job {self.id}{counted} is submitted to {self._jobs.address}")
+    def _name(self, submission: Submission, known: Iterable[Job]) -> None:
+        """An id that no job has, nor had one of ours on a head that is lost."""
+        self.id = next_id(submission.id, self._ids | {job.id for job in known})
+        self._ids.add(self.id)
+
+    def _send(self, submission: Submission, package: Path) -> None:
+        environment = submission.environment
+        self._jobs.submit(self.id, submission.entrypoint, package, environment.env_vars, environment.rest,
+                          submission.metadata, submission.resources)  # fmt: skip
+        self._screen.say(f"job {self.id} is submitted to {self._jobs.address}")
 
     def _follow(self) -> Ending:
         log = Log(self._screen)
@@ -122,16 +127,18 @@ class Submitter:
         """The same command once more, as soon as the server takes it."""
         self._screen.say(f"the same command is submitted again, {left - 1} more times at most; it goes on from its "
                          f"last checkpoint")  # fmt: skip
-        limit = self._clock() + self._wait_s
+        before, limit = self.id, self._clock() + self._wait_s
         while True:
             try:
-                return self._start(submission, package, self._jobs.all())
+                if self.id == before:
+                    self._name(submission, self._jobs.all())
+                elif self._jobs.find(self.id):
+                    return  # it was taken, and only the answer was lost
+                return self._send(submission, package)
             except Away as error:
                 if self._clock() >= limit:
                     raise
                 self._await(str(error))
-                if self._jobs.find(self.id):  # it was taken, and only the answer was lost
-                    return None
 
     def _await(self, why: str) -> None:
         """Until the server answers. Raises ClusterError after wait_s."""

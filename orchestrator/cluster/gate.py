@@ -68,7 +68,7 @@ def _read(path: Path, insecure: bool) -> str:
     try:
         mode, secret = stat.S_IMODE(path.stat().st_mode), path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {path}, which cannot be read ({_why(error)}); {HOW}") from error
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {path}, which cannot be read ({why(error)}); {HOW}") from error
     if mode & 0o077 and not insecure:
         raise ConfigError(
             f"RAY_AUTH_TOKEN_PATH is {path}, of mode {mode:04o}, which lets others read the token; chmod 600 it, and "
@@ -105,7 +105,7 @@ def _mode(url: str) -> str:
         answer = requests.get(f"{url}{MODE}", timeout=ANSWER_S, allow_redirects=False)
     except (OSError, ValueError) as error:  # what requests raises is an OSError; a port of 99999 a ValueError
         raise ClusterError(
-            f"nobody answers at {url} ({_why(error)}); start the cluster (or the port-forward, or ssh -L), or correct "
+            f"nobody answers at {url} ({why(error)}); start the cluster (or the port-forward, or ssh -L), or correct "
             f"--address"
         ) from error
     try:
@@ -117,11 +117,11 @@ def _mode(url: str) -> str:
         ) from error
 
 
-def _why(error: BaseException) -> str:
+def why(error: BaseException) -> str:
     """What the operating system said, of however many errors it is wrapped in."""
     found: BaseException | None = error
     while found:
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
         found = found.__cause__ or found.__context__
-    return type(error).__name__
+    return type(error).__name__  # such as ReadTimeout

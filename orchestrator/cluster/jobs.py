@@ -15,7 +15,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster.gate import ANSWER_S, Token
+from orchestrator.cluster.gate import ANSWER_S, Token, why
 from pipelines.errors import ClusterError
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -98,11 +98,24 @@ class Jobs:
                 raise ClusterError(f"the cluster at {self.address} does not take job {id}: {error.last}") from error
 
     def tail(self, id: str) -> Iterator[str]:
-        """The job's log from its beginning, as it comes; ends with the job, and whenever the connection does."""
-        with asyncio.Runner() as runner, suppress(aiohttp.ClientError, OSError, RuntimeError):
-            chunks = self._client.tail_job_logs(id)
-            while (chunk := runner.run(_next(chunks))) is not None:
-                yield chunk
+        """The job's log from its beginning, as it comes; ends with the job, whenever the connection does, and after
+        SILENT_S without a word."""
+        with asyncio.Runner() as runner, suppress(aiohttp.ClientError, OSError):
+            words = self._words(f"{self.address}/api/jobs/{id}/logs/tail")
+            while (text := runner.run(_next(words))) is not None:
+                yield text
+
+    async def _words(self, url: str) -> AsyncIterator[str]:
+        """Ray's own reader waits for ever for a server that was cut off, and leaves its connection open."""
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=SILENT_S)
+        silence = aiohttp.ClientWSTimeout(ws_receive=SILENT_S, ws_close=1.0)
+        async with (
+            aiohttp.ClientSession(headers=self._token.headers, timeout=patience, trust_env=True) as session,
+            session.ws_connect(url, timeout=silence) as socket,
+        ):
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    yield message.data
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -116,7 +129,7 @@ class Jobs:
         except _Refused as error:
             raise Away(f"{self.address} has no answer now ({error.last})") from error
         except (OSError, RuntimeError) as error:  # what requests raises is an OSError, Ray's own a RuntimeError
-            raise Away(f"{self.address} does not answer ({_first(error)})") from error
+            raise Away(f"{self.address} does not answer ({why(error)})") from error
 
 
 def pack(folder: Path, excludes: Sequence[str], file: Path) -> None:
@@ -128,9 +141,8 @@ def pack(folder: Path, excludes: Sequence[str], file: Path) -> None:
     create_package(str(folder), file, include_gitignore=True, excludes=left_out)
 
 
-async def _next(chunks: AsyncIterator[str]) -> str | None:
-    """The next words; None at the end. TimeoutError, an OSError, after SILENT_S."""
-    return await asyncio.wait_for(anext(chunks, None), SILENT_S)
+async def _next(words: AsyncIterator[str]) -> str | None:
+    return await anext(words, None)
 
 
 class _Refused(RuntimeError):
@@ -155,10 +167,6 @@ class _Client(JobSubmissionClient):
 
     def _raise_error(self, answer: Any) -> NoReturn:
         raise _Refused(answer.status_code, answer.text)
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _job(details: Any) -> Job:
