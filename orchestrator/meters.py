@@ -1,8 +1,8 @@
 """What Prometheus may know of a run: every metric once, with its meaning. Ray puts `ray_` before each name.
 
-Counters are made by the workers, one series a rank; gauges by the run's driver, one series a run. A counter of Ray's
-cannot be 0, and stays on its node's page as it was when a run is over; a gauge is there while its driver lives, and for
-20 s after that. So what may be 0, and what says that a run is alive, are gauges, those that only rise among them.
+Counters are made by the workers, one series a rank; gauges by the run's driver, one series a run. A counter stays on its
+node's page when its run is over, until Ray ends there; a gauge is there while its driver lives, and for 20 s after that.
+So what says how a run is doing are gauges, those that only rise among them.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,6 @@
 """What one worker has done and what it took, told to its context now and then: half a microsecond a step."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -23,8 +22,9 @@ class Odometer:
         self._context, self._run, self._images, self._fed = context, run, images, fed
         self._steps = self._bad = 0
         self._step_s = self._wait_s = 0.0
-        self._other_s: dict[str, float] = defaultdict(float)
+        self._other_s = _others()
         self._seen: Totals = {}
+        self.tell()  # all counters are there from the start, also those that nothing comes to
 
     def add(self, done: StepDone) -> None:
         """One step."""
@@ -58,5 +58,10 @@ class Odometer:
         }
         self._steps = self._bad = 0
         self._step_s = self._wait_s = 0.0
-        self._other_s, self._seen = defaultdict(float), fed
+        self._other_s, self._seen = _others(), fed
         self._context.count(self._run, amounts)
+
+
+def _others() -> dict[str, float]:
+    """Seconds of what is timed."""
+    return {"evaluation_seconds_total": 0.0, "checkpoint_seconds_total": 0.0}

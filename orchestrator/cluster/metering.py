@@ -13,14 +13,14 @@ from ray.util.metrics import Counter, Gauge
 from orchestrator.meters import RUN, WORKER, by_name
 
 _METERS = by_name((*WORKER, *RUN))
+NONE = 1e-300  # Ray refuses 0; this is lost in any sum, and a counter that is there before it rises has a rate
 
 
 def count(labels: Mapping[str, str], amounts: Mapping[str, float]) -> None:
-    """Adds to counters, by name."""
+    """Adds to counters, by name; one that is named is there from then on."""
     tags = dict(labels)
     for name, amount in amounts.items():
-        if amount > 0:  # Ray refuses 0
-            _made(name).inc(amount, tags)
+        _made(name).inc(amount or NONE, tags)
 
 
 def show(labels: Mapping[str, str], values: Mapping[str, float]) -> None:
