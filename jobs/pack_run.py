@@ -34,7 +34,7 @@ def chosen(
         prepare(Edge.of_environment().home)
         from orchestrator.cluster import session, tasks  # ray takes seconds to import
 
-        with session.session(0):
+        with session.session(0, edge.say):
             edge.say(f"{args.doing} with Ray tasks on {_many(len(session.nodes()), 'node')}")
             yield tasks.RayTasks(args.workers or tasks.cpus(), paths, out)
 

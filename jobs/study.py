@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
     @contextmanager
     def cluster() -> Iterator[None]:
-        with session(config.cluster.cpus), crews:
+        with session(config.cluster.cpus, edge.say), crews:
             yield
 
     train = partial(supervise.run, crews=crews)

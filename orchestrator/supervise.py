@@ -133,7 +133,8 @@ class _Life:
         self.stop = stop or self.stop
         heeding = nullcontext() if stop else heeding_signals(self.stop)
         own = nullcontext(crews) if crews else Crews(idle_s=0)
-        with session(self.config.cluster.cpus), heeding, own as self.crews:  # in this order: ray.init takes SIGTERM
+        # In this order: ray.init takes SIGTERM.
+        with session(self.config.cluster.cpus, self.say), heeding, own as self.crews:
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
                 record = admit(self.storage, self.config, self.dataset.digest)

@@ -2,17 +2,19 @@
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
 from pipelines.errors import ClusterError
 
 PROBE_S = 5.0
+OPEN = "warning: this cluster asks for no token: whoever reaches it can run commands on its nodes (infra/SECURITY.md)"
 REACH_S = 1.0
 
 
@@ -34,10 +36,11 @@ class Node:
 
 
 @contextmanager
-def session(cpus: int) -> Iterator[None]:
+def session(cpus: int, say: Callable[[str], None] = print) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names; without one, starts one with `cpus` logical CPUs and ends it at exit.
 
-    Inside another session it is that one. Raises ClusterError where the cluster does not answer.
+    Inside another session it is that one. Says so where the cluster asks for no token. Raises ClusterError where it
+    does not answer.
     """
     if ray.is_initialized():
         yield
@@ -61,6 +64,8 @@ def session(cpus: int) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(_no_entry(address, str(error).splitlines()[0])) from error
     _quiet()
+    if joined and not is_token_auth_enabled():
+        say(OPEN)
     try:
         yield
     finally:

@@ -83,7 +83,7 @@ class _Sweep:
             return done
         look_for_server(self.storage, self.config.tracking.uri)
         cores = max(self.config.cluster.cpus, os.cpu_count() or 1)
-        with session(cores), heeding_signals(self.stop):  # in this order: ray.init takes SIGTERM
+        with session(cores, self.say), heeding_signals(self.stop):  # in this order: ray.init takes SIGTERM
             self._check_places()
             with lease(self.storage, self.config.name, self.say) as self.held:
                 return self._run(self._admit())
