@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ import psutil
 HOST = "127.0.0.1"
 ALL = range(1, 65536)
 AT_ONCE = 512
+AT_ONCE_ASKED = 16
 WAIT_S = 3.0
 TOKENS = ("none", "wrong", "right")
 
@@ -145,13 +147,17 @@ def _store(host: str, port: int) -> str:
 
 def answers(questions: Mapping[str, Sequence[str]], token: str) -> list[dict[str, Any]]:
     """What listens here and how it answers. questions: {part of a command line: what such a process is asked}."""
+    found = listening()
+    with ThreadPoolExecutor(AT_ONCE_ASKED) as pool:
+        told = pool.map(lambda one: _told(one, questions, token), found)
+        return [{**asdict(one), "kinds": sorted(one.kinds), "answers": of_it}
+                for one, of_it in zip(found, told, strict=True)]  # fmt: skip
+
+
+def _told(one: Listener, questions: Mapping[str, Sequence[str]], token: str) -> dict[str, dict[str, str]]:
     tokens = dict(zip(TOKENS, (None, "0" * len(token), token), strict=True))
-    found = []
-    for one in listening():
-        asked = sorted({question for part, own in questions.items() if part in one.command for question in own})
-        told = {q: {name: ask(one.host, one.port, q, value) for name, value in tokens.items()} for q in asked}
-        found.append({**asdict(one), "kinds": sorted(one.kinds), "answers": told})
-    return found
+    asked = sorted({question for part, own in questions.items() if part in one.command for question in own})
+    return {q: {name: ask(one.host, one.port, q, value) for name, value in tokens.items()} for q in asked}
 
 
 def main(what: str, where: str = "", questions: str = "") -> None:

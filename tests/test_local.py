@@ -139,6 +139,35 @@ def test_token_that_others_can_read_is_refused(home: Path) -> None:
         services.token_file(home)
 
 
+def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = [
+            services.private_folder(tmp_path / "home"),
+            tmp_path / "home",
+            services.sessions_folder(tmp_path).parent,
+        ]
+    finally:
+        os.umask(before)
+    assert [mode(folder) for folder in made] == [0o700] * 3
+    assert services.sessions_folder(tmp_path).parent == made[2]
+
+
+@pytest.mark.parametrize("made", ["open", "link", "another's"])
+def test_a_folder_that_others_made_is_no_place_for_sessions(tmp_path: Path, made: str) -> None:
+    folder = tmp_path / f"skiplane-{os.geteuid()}"
+    if made == "link":
+        folder.symlink_to(tmp_path)
+    else:
+        folder.mkdir(0o755 if made == "open" else 0o700)
+    if made == "another's":
+        if os.geteuid():
+            pytest.skip("giving a folder away needs root")
+        os.chown(folder, 65534, 65534)
+    with pytest.raises(ConfigError, match=r"others can write there; .* mode 0700"):
+        services.sessions_folder(tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["plain", "with space", "it's $HOME"])
 def test_env_script_survives_any_folder(tmp_path: Path, folder: str) -> None:
     home = tmp_path / folder

@@ -146,6 +146,21 @@ def private_folder(home: Path) -> Path:
     return home / "local"
 
 
+def sessions_folder(place: Path = Path("/tmp")) -> Path:
+    """Where Ray keeps the sessions of commands without a cluster, their sockets and code. Ray opens the folder that
+    it is given to everybody; the one around it is its user's alone. Short: see local.py.
+
+    Raises ConfigError where somebody else made it.
+    """
+    folder = place / f"skiplane-{os.geteuid()}"
+    folder.mkdir(0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ConfigError(f"{folder} is where Ray's sessions lie, and others can write there; remove it, and look who "
+                          f"made it: it has to be a folder of yours, of mode 0700")  # fmt: skip
+    return folder / "ray"
+
+
 def create_private(path: Path, text: str) -> None:
     """A new file of mode 0600; FileExistsError where there is one."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

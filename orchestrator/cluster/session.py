@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
+from orchestrator.cluster.services import sessions_folder
 from pipelines.errors import ClusterError
 
 PROBE_S = 5.0
@@ -58,6 +59,7 @@ def session(cpus: int, say: Callable[[str], None] = print) -> Iterator[None]:
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
                 object_store_memory=200 * 2**20,
+                _temp_dir=str(sessions_folder()),
                 log_to_driver=False,
                 logging_level="ERROR",
             )
