@@ -122,13 +122,13 @@ def test_the_lines_that_slurm_reads():
 
 
 def test_a_command_that_ends_well_ends_the_job_and_leaves_nothing(place):
-    said = 'env >"$TOLD/env"; stat -c %a "$RAY_AUTH_TOKEN_PATH" >"$TOLD/mode"; wc -c <"$RAY_AUTH_TOKEN_PATH" >"$TOLD/n"'
-    assert place.run(said) == (0, "")
+    modes = 'stat -c %a "$RAY_AUTH_TOKEN_PATH" "$RAY_TMPDIR" >"$TOLD/modes"'
+    assert place.run(f'env >"$TOLD/env"; {modes}; wc -c <"$RAY_AUTH_TOKEN_PATH" >"$TOLD/length"') == (0, "")
     environment = dict(line.split("=", 1) for line in place.asked("env") if "=" in line)
     assert (environment["RAY_ADDRESS"], environment["RAY_AUTH_MODE"]) == ("127.0.0.1:6379", "token")
     assert environment["RAY_AUTH_TOKEN_PATH"] == str(place.own / "token")
     assert environment["RAY_health_check_period_ms"] == "1000"  # of infra/ray.env
-    assert (place.asked("mode"), place.asked("n")) == (["600"], ["65"])
+    assert (place.asked("modes"), place.asked("length")) == (["600", "700"], ["65"])
     assert place.asked("scontrol") == []
     assert not place.own.exists()
     assert not Path("/tmp/skiplane-7").exists()
@@ -168,8 +168,9 @@ def test_a_checkpoint_of_an_earlier_submission_is_no_progress(place):
 
 
 def test_a_ray_that_does_not_start_is_a_cluster_that_failed(place):
-    assert place.run("exit 0", RAY_FAILS=1) == (4, "")  # ray symmetric-run itself ends with 0 then
-    assert place.asked("scontrol") == BACK
+    """It is tried three times; `ray symmetric-run` itself ends with 0 then."""
+    assert place.run("exit 0", RAY_FAILS=1) == (4, "")
+    assert (len(place.asked("ray")), place.asked("scontrol")) == (3, BACK)
 
 
 def test_submissions_have_an_upper_bound(place):
@@ -364,9 +365,9 @@ def test_a_run_that_the_limit_cuts_goes_on_in_the_same_job_and_ends_with_the_unc
         assert site.over(job, job.restarts)
     assert site.wait(job, SECONDS) == 0, job.output.read_text()[-4000:]
     said = job.output.read_text()
-    assert job.restarts == 3  # submissions
     assert said.count("skiplane: the time limit is near, and the run has stopped") == 2
     assert len(re.findall(r"from epoch \d+ step \d+", said)) == 2
+    assert job.restarts >= 3  # submissions: more where Ray did not come up in time
     assert site.result("cut")["status"] == "finished"
     assert site.facts("cut") == site.facts("uncut")
     assert not list((site.shared / "home" / "slurm").iterdir())

@@ -6,7 +6,7 @@ folder=$1 address=$2
 shift 2
 [[ -r "$RAY_AUTH_TOKEN_PATH" ]] ||
     { echo "error: $RAY_AUTH_TOKEN_PATH is not seen on $(hostname); set SKIPLANE_HOME to a folder that all nodes share" >&2 && exit 2; }
-mkdir -p "$RAY_TMPDIR"
+mkdir -p -m 700 "$RAY_TMPDIR"
 # The ports of infra/start.sh: a node is this job's alone.
 ray=(ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES"
     --log-color=false --num-cpus="$SLURM_CPUS_ON_NODE" --object-store-memory=500000000
@@ -14,7 +14,10 @@ ray=(ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES"
     --node-manager-port=6380 --object-manager-port=6381 --runtime-env-agent-port=6382 --dashboard-agent-grpc-port=6383
     --dashboard-agent-listen-port=52365 --metrics-export-port=8080 --min-worker-port=10002 --max-worker-port=10999)
 if ((SLURM_PROCID == 0)); then
-    "${ray[@]}" -- bash infra/slurm/driver.sh "$folder" "$address" "$@"
+    # Ray gives up a start after 30 s, which cannot be set: three times, before the job's place in the queue is given up.
+    for _ in 1 2 3; do
+        [[ -e "$folder/code" ]] || "${ray[@]}" -- bash infra/slurm/driver.sh "$folder" "$address" "$@" || true
+    done
 else
     while true; do # a node whose Ray has ended comes back, and the run may take it up; this task ends with the first node's
         "${ray[@]}" -- true || true
