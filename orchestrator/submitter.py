@@ -68,9 +68,12 @@ class Submitter:
                 f"job {busy[0].id} ({busy[0].status.lower()}) has the name {submission.name} now; follow it with "
                 f"--follow {busy[0].id}, end it with `ray job stop {busy[0].id}`, or give another name"
             )
-        self._name(submission, known)
-        self._send(submission, package)
-        if self.id != submission.id:
+        id = self._next(submission, known)
+        try:
+            self._send(submission, package, id)
+        except Away as error:
+            raise ClusterError(f"{error}; whether it has taken job {id} is told by --follow {id}") from error
+        if id != submission.id:
             self._screen.say(f"  {submission.id} was the id of an earlier job")
 
     def see_through(self, submission: Submission, package: Path, retries: int) -> int:
@@ -97,16 +100,18 @@ class Submitter:
 
     # -- one job -----------------------------------------------------------------------------------------------------
 
-    def _name(self, submission: Submission, known: Iterable[Job]) -> None:
+    def _next(self, submission: Submission, known: Iterable[Job]) -> str:
         """An id that no job has, nor had one of ours on a head that is lost."""
-        self.id = next_id(submission.id, self._ids | {job.id for job in known})
-        self._ids.add(self.id)
+        id = next_id(submission.id, self._ids | {job.id for job in known})
+        self._ids.add(id)
+        return id
 
-    def _send(self, submission: Submission, package: Path) -> None:
+    def _send(self, submission: Submission, package: Path, id: str) -> None:
         environment = submission.environment
-        self._jobs.submit(self.id, submission.entrypoint, package, environment.env_vars, environment.rest,
+        self._jobs.submit(id, submission.entrypoint, package, environment.env_vars, environment.rest,
                           submission.metadata, submission.resources)  # fmt: skip
-        self._screen.say(f"job {self.id} is submitted to {self._jobs.address}")
+        self.id = id
+        self._screen.say(f"job {id} is submitted to {self._jobs.address}")
 
     def _follow(self) -> Ending:
         log = Log(self._screen)
@@ -121,20 +126,23 @@ class Submitter:
                 ending = judge(job)
                 self._screen.say(f"job {self.id}: {ending.why}")
                 return ending
+            if job.status == "PENDING":
+                self._screen.say(f"job {self.id} has not started yet: {job.message}")
             self._pause(PAUSE_S)
 
     def _again(self, submission: Submission, package: Path, left: int) -> None:
         """The same command once more, as soon as the server takes it."""
-        self._screen.say(f"the same command is submitted again, {left - 1} more times at most; it goes on from its "
-                         f"last checkpoint")  # fmt: skip
-        before, limit = self.id, self._clock() + self._wait_s
+        self._screen.say(f"the same command is submitted again, {left - 1} more times at most; it goes on from "
+                         f"what it has saved")  # fmt: skip
+        id, limit = "", self._clock() + self._wait_s
         while True:
             try:
-                if self.id == before:
-                    self._name(submission, self._jobs.all())
-                elif self._jobs.find(self.id):
-                    return  # it was taken, and only the answer was lost
-                return self._send(submission, package)
+                if not id:
+                    id = self._next(submission, self._jobs.all())
+                elif self._jobs.find(id):  # it was taken, and only the answer was lost
+                    self.id = id
+                    return
+                return self._send(submission, package, id)
             except Away as error:
                 if self._clock() >= limit:
                     raise

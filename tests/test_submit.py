@@ -424,7 +424,7 @@ def test_a_lost_head_leads_to_the_same_command_under_the_next_id(end):
     assert (first, second, rest) == ("a-2", "a-4", same)
     assert screen.lines[:2] == ["job a-2 is submitted to http://c", "  a was the id of an earlier job"]
     assert screen.lines[3:] == [
-        "the same command is submitted again, 1 more times at most; it goes on from its last checkpoint",
+        "the same command is submitted again, 1 more times at most; it goes on from what it has saved",
         "job a-4 is submitted to http://c",
         "job a-4: it has finished",
     ]
@@ -476,6 +476,20 @@ def test_a_job_that_was_taken_although_the_answer_was_lost_is_not_taken_twice():
     cluster.submit = submit
     code, screen = seen_through(cluster)
     assert (code, cluster.submitted, screen.text) == (0, ["a", "a-2"], "x\n")
+
+
+def test_an_answer_that_is_lost_at_once_is_told():
+    cluster = Cluster()
+    cluster.submit = lambda *_: (_ for _ in ()).throw(AWAY)
+    words = r"does not answer \(Connection refused\); whether it has taken job a is told by --follow a$"
+    with pytest.raises(ClusterError, match=words):
+        seen_through(cluster)
+
+
+def test_a_job_that_waits_is_told():
+    waiting = Job("a", "PENDING", message="It may be waiting for resources.")
+    _, screen = seen_through(Cluster(ends=[waiting, RUNNING, DONE]))
+    assert screen.lines[1:-1] == ["job a has not started yet: It may be waiting for resources."]
 
 
 @pytest.mark.parametrize(
