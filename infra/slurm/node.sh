@@ -6,7 +6,7 @@ folder=$1 address=$2
 shift 2
 [[ -r "$RAY_AUTH_TOKEN_PATH" ]] ||
     { echo "error: $RAY_AUTH_TOKEN_PATH is not seen on $(hostname); set SKIPLANE_HOME to a folder that all nodes share" >&2 && exit 2; }
-mkdir -p -m 700 "$RAY_TMPDIR"
+(umask 077 && mkdir -p "$RAY_TMPDIR")
 # The ports of infra/start.sh: a node is this job's alone.
 ray=(ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES"
     --log-color=false --num-cpus="$SLURM_CPUS_ON_NODE" --object-store-memory=500000000
