@@ -125,6 +125,8 @@ def test_the_mlflow_server_is_the_teams():
     read = re.findall(r"infra/\S+", container["args"][0])
     assert read == ["infra/mlflow/mlflow.env", "infra/mlflow/serve.sh"]
     assert all((ROOT / file).is_file() for file in read)
+    kept = (ROOT / ".dockerignore").read_text().splitlines()  # by the image
+    assert {f"!{file}" for file in (*read, "infra/mlflow/basic_auth.ini")} <= set(kept)
     given, place = shipped(ROOT / "infra/mlflow/mlflow.env"), shipped(FOLDER / "base/place.env")
     assert set(place) <= set(given)
     assert not [name for name in place if given[name] == place[name]]
@@ -233,12 +235,13 @@ def test_overlays_are_as_large_as_they_say():
         [group] = cluster["spec"]["workerGroupSpecs"]
         [container] = group["template"]["spec"]["containers"]
         limits = container["resources"]["limits"]
-        sizes[overlay] = (group["minReplicas"], group["maxReplicas"], limits["cpu"], limits.get("nvidia.com/gpu", 0))
         volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
         assert set(volumes) == {"shared", "cache", "memory", "logs"}
         assert volumes["memory"]["emptyDir"]["medium"] == "Memory"
-        assert "medium" not in volumes["cache"]["emptyDir"]
-    assert sizes == {"overlays/cpu-demo": (1, 2, "1", 0), "overlays/gpu": (2, 8, "88", 8)}
+        assert set(volumes["cache"]["emptyDir"]) == {"sizeLimit"}
+        nodes, cache = (group["minReplicas"], group["maxReplicas"]), volumes["cache"]["emptyDir"]["sizeLimit"]
+        sizes[overlay] = (*nodes, limits["cpu"], limits.get("nvidia.com/gpu", 0), cache)
+    assert sizes == {"overlays/cpu-demo": (1, 2, "1", 0, "2Gi"), "overlays/gpu": (2, 8, "88", 8, "1400Gi")}
 
 
 def test_a_durable_head_has_drivers_elsewhere(tmp_path):
@@ -280,6 +283,15 @@ def test_no_pod_may_more_than_it_needs():
         assert not [v for v in spec.get("volumes", []) if "hostPath" in v], what
     assert {"head", "worker", "mlflow", "postgres", "submitter"} == set(seen)
     assert CLUSTER["spec"]["autoscalerOptions"]["securityContext"] == tight
+
+
+def test_who_submits_has_the_clusters_token():
+    for job in SUBMITTERS:
+        [container] = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
+        known = {known["name"]: known for known in container["env"]}
+        secret = known["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": CLUSTER["spec"]["authOptions"]["secretName"], "key": "auth_token"}
+        assert known["RAY_AUTH_MODE"]["value"] == "token"
 
 
 def test_no_secret_is_written_down():
