@@ -1,0 +1,126 @@
+"""The door to a cluster's jobs: what a server's answers mean, and logs that break off."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import aiohttp.web
+import pytest
+from ray._private.runtime_env.packaging import get_uri_for_package
+
+from orchestrator.cluster import jobs as door
+from orchestrator.cluster.jobs import Away, Job
+from pipelines.errors import ClusterError
+from tests.dashboard import NONE, SECRET, TOKEN, Server
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Of which the shell says nothing."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # the door changes it
+    with Server() as made:
+        yield made
+
+
+DETAILS = {"type": "SUBMISSION", "submission_id": "a", "status": "FAILED", "entrypoint": "x", "driver_exit_code": 3,
+           "runtime_env": {"env_vars": {"A": "1"}}}  # fmt: skip
+
+
+@pytest.fixture
+def jobs(server) -> door.Jobs:
+    return door.Jobs(server.url, TOKEN)
+
+
+def test_jobs_as_the_server_has_them(server, jobs):
+    by_hand = {"type": "DRIVER", "submission_id": None, "status": "RUNNING", "entrypoint": "y"}
+    server.answers |= {"/api/jobs/": (200, json.dumps([DETAILS, by_hand])), "/api/jobs/a": (200, json.dumps(DETAILS))}
+    expected = Job("a", "FAILED", "x", exit_code=3, env_vars={"A": "1"})
+    assert (jobs.all(), jobs.find("a")) == ([expected], expected)
+    assert {token for _, _, token in server.asked} == {f"Bearer {SECRET}"}
+
+
+def test_an_address_that_the_shell_says_otherwise_does_not_win(server, jobs):
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == server.url
+
+
+@pytest.mark.parametrize(("status", "known"), [(401, "Missing"), (403, "Invalid")])
+def test_a_wrong_token(server, status, known):
+    server.answers["/api/version"] = (status, known)
+    with pytest.raises(
+        ClusterError, match=r"refuses the token in /t; take the one that its `ray start` was given"
+    ) as e:
+        door.Jobs(server.url, TOKEN)
+    assert not isinstance(e.value, Away)  # another one is needed: waiting does not help
+    with pytest.raises(ClusterError, match="refuses a request without a token"):
+        door.Jobs(server.url, NONE)
+
+
+def test_the_server_does_not_know_the_job(server, jobs):
+    server.answers["/api/jobs/a"] = (404, "Job a does not exist")
+    assert jobs.find("a") is None
+
+
+@pytest.mark.parametrize(
+    "answer", [(404, "default backend - 404"), (502, "Bad Gateway"), (500, "Traceback\nGCS is gone")]
+)
+def test_a_proxy_without_its_server_and_a_head_that_ends_are_no_answers(server, jobs, answer):
+    server.answers["/api/jobs/a"] = answer
+    with pytest.raises(Away, match=f"has no answer now .HTTP {answer[0]}: {answer[1].splitlines()[-1]}"):
+        jobs.find("a")
+
+
+def test_a_server_that_is_gone(server, jobs):
+    server.close()
+    with pytest.raises(Away, match=r"does not answer \(Connection refused\)"):
+        jobs.all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (
+            (500, "Traceback\nValueError: Job with submission_id a already exists."),
+            ClusterError,
+            "does not take job a: .*",
+        ),
+        ((400, "no such field"), ClusterError, "does not take job a: HTTP 400: no such field"),
+        ((500, "No available agent to submit job, please try again later."), Away, "has no answer now"),
+    ],
+)
+def test_a_job_that_is_not_taken(server, jobs, tmp_path, answer, kind, words):
+    package = tmp_path / "a.zip"
+    door.pack(ROOT / "infra", [], package)
+
+    async def take(request):
+        return aiohttp.web.Response(status=200 if request.method == "PUT" else 404)
+
+    name = get_uri_for_package(package).removeprefix("gcs://")
+    server.answers |= {f"/api/packages/gcs/{name}": take, "/api/jobs/": answer}
+    with pytest.raises(ClusterError, match=words) as caught:
+        jobs.submit("a", "x", package, {}, {}, {}, {})
+    assert type(caught.value) is kind
+
+
+def test_a_log_that_falls_silent_or_breaks_ends(server, jobs, monkeypatch):
+    sent = [["a\n", "b"], ["a\n"]]
+
+    async def tail(request):
+        socket = aiohttp.web.WebSocketResponse()
+        await socket.prepare(request)
+        for text in sent.pop(0):
+            await socket.send_str(text)
+        if sent:
+            await asyncio.sleep(60)  # a connection that is cut off and does not know it
+        request.transport.abort()
+        return socket
+
+    server.answers["/api/jobs/a/logs/tail"] = tail
+    monkeypatch.setattr(door, "SILENT_S", 0.3)
+    assert list(jobs.tail("a")) == ["a\n", "b"]
+    assert list(jobs.tail("a")) == ["a\n"]
+    assert list(jobs.tail("none")) == []
