@@ -14,13 +14,13 @@ import json
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -30,6 +30,7 @@ ALL = range(1, 65536)
 AT_ONCE = 512
 AT_ONCE_ASKED = 16
 WAIT_S = 3.0
+VALIDATE, MAGIC, COUNT_KEYS = 0, 0x3C85F7CE, 7  # what torch's clients say (TCPStoreBackend.hpp)
 TOKENS = ("none", "wrong", "right")
 
 
@@ -137,11 +138,11 @@ def _call(place: str, question: str, headers: Mapping[str, str]) -> str:
 
 
 def _store(host: str, port: int) -> str:
-    from torch.distributed import TCPStore
-
-    with suppress(RuntimeError):
-        TCPStore(host, port, None, False, timedelta(seconds=WAIT_S), wait_for_workers=False).num_keys()
-        return "OK"
+    """Asks for the number of its keys. By hand, because torch's client waits for ever where something else listens."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=WAIT_S) as peer:
+        peer.sendall(struct.pack("<BIB", VALIDATE, MAGIC, COUNT_KEYS))
+        answer = peer.recv(8, socket.MSG_WAITALL)
+        return "OK" if len(answer) == 8 and 0 < struct.unpack("<q", answer)[0] < 10**6 else "nothing"
     return "nothing"
 
 
@@ -167,7 +168,8 @@ def main(what: str, where: str = "", questions: str = "") -> None:
     elif what == "ask":
         with open(where) as file:
             token = file.read().strip()
-        print(json.dumps(answers(json.loads(questions), token)))
+        seen, open_here = answers(json.loads(questions), token), scan(HOST)
+        print(json.dumps({"seen": seen, "scan": open_here, "after": [one.port for one in listening()]}))
     else:
         with socket.create_server(("", 0)) as server:
             print(server.getsockname()[1], flush=True)

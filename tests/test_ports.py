@@ -7,9 +7,11 @@ ports.py) with their answers. A port in no row, and a row with no port, are both
 import json
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.machines import ROOT, Machines, supported
-from tests.ports import TOKENS
+from tests.ports import TOKENS, ask
 
 PAGE = (ROOT / "infra" / "SECURITY.md").read_text()
 machines = pytest.mark.skipif(bool(supported()), reason=supported())
@@ -118,6 +120,27 @@ def test_comparing_finds_every_kind_of_difference(title):
                 assert complaints(rows, [*others, {**one, "answers": other}]), (row.service, question, token, told)
 
 
+@pytest.mark.parametrize("keys", [1, 3])
+def test_a_store_is_known_by_its_answer(keys):
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, 1, True)
+    for key in range(keys):
+        store.set(str(key), "value")
+    assert ask("127.0.0.1", store.port, "TCPStore", None) == "OK"
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 200 OK", bytes.fromhex("000018040000000000")])
+def test_others_are_no_store(says):
+    """The last one is how gRPC greets."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, "127.0.0.1", server.getsockname()[1], "TCPStore", None)
+        peer, _ = server.accept()
+        with peer:
+            peer.sendall(says)
+            assert answer.result() == "nothing"
+
+
 # -- scans -------------------------------------------------------------------------------------------------------------
 
 
@@ -150,12 +173,12 @@ class Scanned(Machines):
         questions: dict[str, list[str]] = {}
         for row in rows:
             questions.setdefault(row.process, []).extend(row.answers)
-        asked = self.say(0, sys.executable, "-m", "tests.ports", "ask", token, json.dumps(questions),
-                         GRPC_VERBOSITY="NONE")  # fmt: skip
-        found = json.loads(asked)
-        inside = json.loads(self.say(0, sys.executable, "-m", "tests.ports", "scan", "127.0.0.1"))
-        assert {one["port"] for one in found if one["kinds"] != ["node"]} <= set(inside)  # both ways of looking agree
-        return found
+        command = [sys.executable, "-m", "tests.ports", "ask", token, json.dumps(questions)]
+        said = json.loads(self.say(0, *command, GRPC_VERBOSITY="NONE"))
+        # Both ways of looking agree, as far as processes stay.
+        before, after = {one["port"] for one in said["seen"] if one["kinds"] != ["node"]}, set(said["after"])
+        assert before & after <= set(said["scan"]) <= before | after
+        return list(said["seen"])
 
 
 @contextmanager
@@ -201,6 +224,7 @@ def train(found: Scanned, temp: Path, before: str = "", **environment: str) -> N
 @machines
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_one_machine_while_a_job_trains():
     """The same with what workers open for one another, which asks nobody for a token."""
     with one_machine() as (found, token, temp):
@@ -222,6 +246,7 @@ READY = "import sys; from tests.ports import ask; print(ask(sys.argv[1], 52365, 
 @machines
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_node_of_a_cluster():
     """A head that also works, started as our files start it: from beside, every port but loopback's is reached."""
     with Scanned(2) as found:
