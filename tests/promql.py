@@ -17,6 +17,6 @@ def names(expression: str) -> set[str]:
 
 def labels(expression: str) -> set[str]:
     """Labels that it selects or groups by."""
-    selected = [label for inner in re.findall(r"\{([^}]*)\}", expression) for label in re.findall(r"(\w+)\s*!?=", inner)]
-    grouped = [label for inner in LABELS.findall(expression) for label in WORD.findall(inner)]
+    selected = [label for one in re.findall(r"\{([^}]*)\}", expression) for label in re.findall(r"(\w+)\s*!?=", one)]
+    grouped = [label for one in LABELS.findall(expression) for label in WORD.findall(one)]
     return {*selected, *grouped, *re.findall(r"label_values\([^,]*, *(\w+)\)", expression)}

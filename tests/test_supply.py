@@ -21,7 +21,7 @@ from pipelines.remote.patience import Patience
 from pipelines.remote.store import Store
 from pipelines.remote.supply import How, Supply
 from pipelines.remote.transfer import Counter as Counted
-from pipelines.remote.transfer import Fetched, Transfer
+from pipelines.remote.transfer import Fetched, Reads, Transfer
 from tests.datasets import make, overwrite, reopened
 from tests.faults import Cut, Flip, Html, NoRanges, Stall, Status, always, first
 from tests.servers import FileServer, S3Server
@@ -94,7 +94,7 @@ def whole(server, dataset):
 def test_all_epochs_are_right_and_each_shard_is_fetched_once(server, packed, cache):
     with supplied(server, cache) as supply:
         read_all(supply, packed)
-        fetched = supply.fetched
+        fetched, first = supply.fetched, supply.reads
     names = [shard.name for split in packed.splits.values() for shard in split.shards]
     assert whole(server, packed) == dict.fromkeys(names, 1)
     sizes = sum(path.stat().st_size for path in packed.root.iterdir()) - (packed.root / "dataset.json").stat().st_size
@@ -102,7 +102,7 @@ def test_all_epochs_are_right_and_each_shard_is_fetched_once(server, packed, cac
     server.behave()
     with supplied(server, cache) as supply:  # another run
         read_all(supply, packed)
-        assert supply.fetched == Fetched()
+        assert (supply.fetched, supply.reads) == (Fetched(), Reads(first.hits + first.misses, 0))
     assert {r.path for r in server.log} == {"dataset.json"}
 
 
@@ -115,6 +115,7 @@ def test_a_sample_is_read_by_range_where_its_shard_has_not_arrived(server, packe
         for _ in range(20):  # a quarter of a shard may be read so; then it is fetched, once
             same(reader.read([3]), Reader(packed, "train").read([3]))
         assert supply.fetched.shards == 1
+        assert supply.reads == Reads(hits=20 - supply.fetched.samples, misses=supply.fetched.samples + 1)
         assert supply.fetched.sample_bytes <= packed.splits["train"].shards[0].bytes / 4
     assert sum(whole(server, packed).values()) == 1
 
