@@ -78,6 +78,7 @@ FLAGS = ("--cluster.workers", "1..2", "--train.epochs", "20")
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_pod_that_is_told_to_end_is_left_after_a_checkpoint(home, tmp_path):
     with Pods(cpus=(0, 1, 1)) as pods, (tmp_path / "log").open("w") as log:
         run = Training(pods, home, 0, log, *FLAGS)
@@ -86,6 +87,7 @@ def test_a_pod_that_is_told_to_end_is_left_after_a_checkpoint(home, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_machine_that_is_taken_back_is_left_after_a_checkpoint(home, tmp_path):
     with SpotMachines(cpus=(0, 1, 1)) as machines, (tmp_path / "log").open("w") as log:
         run = Training(machines, home, 0, log, *FLAGS)
