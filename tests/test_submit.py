@@ -19,6 +19,7 @@ from orchestrator.cluster import gate, local, processes, services
 from orchestrator.cluster import jobs as door
 from orchestrator.cluster.jobs import Job
 from pipelines.errors import ConfigError
+from tests import scrape
 from tests.dashboard import SECRET, Cluster
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +139,7 @@ def real(tmp_path_factory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("cluster")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "NAMES", {"ray": "Ray"})
+        patch.setitem(services.RAY_SETTINGS, *scrape.OFTEN)
         for name in ("RAY_JOB_STOP_SIGNAL", "RAY_JOB_STOP_WAIT_TIME_S"):
             patch.delitem(services.RAY_SETTINGS, name, raising=False)
             patch.delenv(name, raising=False)
@@ -215,12 +217,14 @@ def test_real_codes(in_shell, home):
 
 
 @pytest.mark.slow
-def test_a_stop_leaves_a_checkpoint_although_the_cluster_says_nothing_of_it(in_shell, home, tmp_path):
+def test_a_stop_leaves_a_checkpoint_although_the_cluster_says_nothing_of_it(in_shell, real, home, tmp_path):
+    """What Prometheus reads of it meanwhile, and when it is over, is looked at too: it costs no cluster of its own."""
     process = in_shell(*submit_line("--", *training(home, tmp_path, "s", "--train.epochs", "200")))
     until(process, "epoch 1/200 done")
     busy = in_shell(*submit_line("--", *training(home, tmp_path, "s")))
     second = in_shell(*submit_line("--follow", "s"))
     until(second, "epoch 1/200 done")  # from the log's beginning
+    scrape.check_alive(real, "s", workers=1)
     second.send_signal(signal.SIGINT)
     assert "job s goes on without this command" in second.communicate(timeout=30)[0]
     stop = in_shell("ray", "job", "stop", "s")
@@ -230,6 +234,7 @@ def test_a_stop_leaves_a_checkpoint_although_the_cluster_says_nothing_of_it(in_s
     assert out.endswith("job s: it was stopped; the same command goes on\n")
     result = json.loads((tmp_path / "s" / "result.json").read_text())
     assert (result["status"], result["resumable"]) == ("stopped", True)
+    scrape.check_over(real, "s", workers=1, steps=result["steps"], images=64 * result["steps"])
     assert "has the name s now; follow it with --follow s" in busy.communicate(timeout=60)[0]
     assert (second.returncode, busy.returncode, stop.wait(timeout=60)) == (130, 4, 0)
 
@@ -243,11 +248,12 @@ def test_a_head_that_is_killed_and_started_anew_costs_no_bit(in_shell, real, hom
     assert alone.wait(timeout=240) == 0, alone.stdout.read()
     process = in_shell(*submit_line("--", *training(home, tmp_path, "k", *epochs)))
     until(process, "epoch 3/16 done")
-    for member in processes.members(local.load(real).services["ray"]):
+    cluster = local.load(real)
+    for member in processes.members(cluster.services["ray"]):
         with suppress(psutil.Error):
             member.send_signal(signal.SIGKILL)
-    shutil.rmtree(local.load(real).ray_temp)  # nor is anything left on its disk
-    local.up(real, {}, print)
+    shutil.rmtree(cluster.ray_temp)  # nor is anything left on its disk
+    local.up(real, cluster.ports, print)
     out = process.communicate(timeout=240)[0]
     assert process.returncode == 0, out
     assert "job k: the head was lost: the server knows this job no more" in out
