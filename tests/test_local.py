@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from jobs import local as job
-from orchestrator.cluster import local, processes, services
+from orchestrator.cluster import environment, local, processes, services
 from pipelines.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -183,6 +183,7 @@ def test_env_script_survives_any_folder(tmp_path: Path, folder: str) -> None:
     assert found["PATH"] == f"{Path(sys.executable).parent}:/usr/bin:/bin"  # once, however often it is sourced
     assert found["RAY_AUTH_TOKEN_PATH"] == str(home / "local" / "token")
     assert found["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:8265"
+    assert services.ONE_MACHINE.items() <= found.items()  # else a driver from here looks for Ray on the network card
     assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
 
 
@@ -193,6 +194,26 @@ def test_services_do_not_inherit_another_cluster(home: Path) -> None:
     assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
     assert found["PATH"] == f"{Path(sys.executable).parent}:/bin"
     assert (found["LANG"], found["RAY_AUTH_MODE"], found["RAY_worker_niceness"]) == ("C", "token", "0")
+
+
+@pytest.mark.parametrize(
+    ("given", "set_"),
+    [
+        ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "HOME/local/token", **services.ONE_MACHINE}),
+        ({"RAY_AUTH_TOKEN_PATH": "mine"}, {"RAY_AUTH_TOKEN_PATH": "mine", **services.ONE_MACHINE}),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, {}),  # that cluster has its own ways, and its own token
+    ],
+)
+def test_a_command_without_a_cluster_is_for_this_machine_alone(
+    home: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], set_: dict[str, str]
+) -> None:
+    names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", *services.ONE_MACHINE)
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k not in names} | given)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    environment.prepare(home)
+    found = {name: os.environ[name] for name in names[1:] if name in os.environ}
+    assert found == {name: value.replace("HOME", str(home)) for name, value in set_.items()}
+    assert (home / "local" / "token").exists() == (not given)
 
 
 def test_status_and_down_of_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
