@@ -1,4 +1,4 @@
-"""What one worker has done and what it took, told to its context now and then: half a microsecond a step."""
+"""What one worker has done and what it took, told to its context now and then: 0.1 us a step."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

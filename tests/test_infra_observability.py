@@ -23,7 +23,7 @@ RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())
 SCRAPE = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
 [POD_MONITOR] = manifests.documents((FOLDER / "podmonitor.yaml").read_text())
 OURS = {meter.shown_name for meter in (*WORKER, *RUN)}
-# Ray's own: tests/test_scrape.py finds those of a machine without GPUs on a real node's page.
+# Ray's own: tests/scrape.py finds those of a machine without GPUs on a real node's page.
 NODE = {
     "ray_node_cpu_utilization",
     "ray_node_mem_used",
