@@ -142,10 +142,10 @@ def _parser() -> Parser:
     made = Parser(prog="python -m jobs.submit", description=__doc__, usage=USAGE, allow_abbrev=False)
     made.add_argument("--address", default="", metavar="URL", help="of the dashboard; default $RAY_API_SERVER_ADDRESS")
     made.add_argument("--id", default="", help="of the job; default the run's --name. One that was used gets a number")
+    made.add_argument("--retries", type=_count, default=3, metavar="N", help="submissions after a lost head; default 3")
     made.add_argument(
-        "--retries", type=_count, default=3, metavar="N", help="times to submit again after a head was lost"
+        "--wait-seconds", type=_count, default=600, metavar="S", help="for a server that is away; default 600"
     )
-    made.add_argument("--wait-seconds", type=_count, default=600, metavar="S", help="to wait for a server that is away")
     made.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the job; no secrets")
     made.add_argument(
         "--runtime-env", type=Path, default=RUNTIME_ENV, metavar="FILE", help="as `ray job submit` takes it"
