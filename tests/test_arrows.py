@@ -35,6 +35,8 @@ PURE = [
     "pipelines/order.py",
     "pipelines/augment.py",
     "pipelines/errors.py",
+    "orchestrator/goodput.py",
+    "orchestrator/meters.py",
     "orchestrator/plan.py",
     "orchestrator/config.py",
     "orchestrator/sweep/config.py",
