@@ -58,12 +58,17 @@ class Page:
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Page]:
-    """Opens a page. An error meanwhile gets a note that names the folder with what the page showed."""
+def opened(url: str, user: str = "", password: str = "") -> Iterator[Page]:
+    """Opens a page, as somebody who has given user and password where there is a user. An error meanwhile gets a note
+    that names the folder with what the page showed."""
     with _chromium() as host, asyncio.Runner() as runner:
         session, socket = runner.run(_connect(host))
         page = Page(runner, socket)
         try:
+            if user:  # a page whose address has them may not fetch anything
+                pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+                page._call("Network.enable")
+                page._call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {pair}"})
             page._call("Page.navigate", url=url)
             yield page
         except Exception as error:
