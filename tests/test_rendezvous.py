@@ -38,8 +38,9 @@ def test_the_store_listens_where_workers_are_told(how, address):
     assert (done.returncode, done.stdout.strip()) == (0, address), done.stderr
 
 
-def test_an_address_of_another_machine_is_left_to_torch():
-    assert _listener("192.0.2.1", 0) is None  # RFC 5737: nobody's
+@pytest.mark.parametrize("address", ["192.0.2.1", "node-3"])  # RFC 5737: nobody's; and no address at all
+def test_an_address_that_is_not_this_machines_is_left_to_torch(address):
+    assert _listener(address, 0) is None
 
 
 def test_a_port_that_is_taken_is_told():

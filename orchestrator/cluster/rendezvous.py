@@ -46,10 +46,13 @@ def narrow() -> None:
 
 
 def _listener(address: str, port: int) -> socket.socket | None:
-    """None where the address is none of this host's own, but translated on the way: then torch listens on all."""
-    family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+    """None where the address is none of this host's own, but translated on the way, or a name: then torch listens on
+    all."""
     try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
         return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    except ValueError:
+        return None
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             return None
