@@ -131,9 +131,8 @@ class Slurm(Machines):
 
     def kill_all(self, job: Job) -> None:
         """Every process of it at once, as when KillWait has passed: nobody is told, nothing can be saved."""
-        job.again = False
+        self._signal_batch(job, SIGKILL)  # first: it must not see its step end
         self._signal(job, SIGKILL)
-        self._signal_batch(job, SIGKILL)
 
     def wait(self, job: Job, seconds: float) -> int:
         """The exit code of its last submission. Raises TimeoutError with its output."""
@@ -165,9 +164,8 @@ class Slurm(Machines):
         own, command = _options(words)
         step, job.steps = job.steps, job.steps + 1
         tasks = [self._task(job, i, step, own, command, environment) for i in range(own.nodes)]
-        ended = lambda: [task.poll() is not None for task in tasks]  # noqa: E731
-        _until(lambda: any(ended()))
-        if own.wait and not _until(lambda: all(ended()), own.wait):
+        _until(lambda: any(task.poll() is not None for task in tasks))
+        if own.wait and not _until(lambda: all(task.poll() is not None for task in tasks), own.wait):
             self._signal(job, SIGKILL, step)
         return max(task.wait() for task in tasks)
 
