@@ -236,7 +236,7 @@ def test_overlays_are_as_large_as_they_say():
         [container] = group["template"]["spec"]["containers"]
         limits = container["resources"]["limits"]
         volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
-        assert set(volumes) == {"shared", "cache", "memory", "logs"}
+        assert set(volumes) == {"shared", "cache", "memory", "ray-logs"}
         assert volumes["memory"]["emptyDir"]["medium"] == "Memory"
         assert set(volumes["cache"]["emptyDir"]) == {"sizeLimit"}
         nodes, cache = (group["minReplicas"], group["maxReplicas"]), volumes["cache"]["emptyDir"]["sizeLimit"]
@@ -285,13 +285,40 @@ def test_no_pod_may_more_than_it_needs():
     assert CLUSTER["spec"]["autoscalerOptions"]["securityContext"] == tight
 
 
-def test_who_submits_has_the_clusters_token():
+def test_who_submits_has_the_clusters_token_as_a_file():
+    """Not in the environment, and readable for the pod's user by its group: a secret's files are root's."""
     for job in SUBMITTERS:
-        [container] = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
-        known = {known["name"]: known for known in container["env"]}
-        secret = known["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
-        assert secret == {"name": CLUSTER["spec"]["authOptions"]["secretName"], "key": "auth_token"}
-        assert known["RAY_AUTH_MODE"]["value"] == "token"
+        spec = job["spec"]["submitterPodTemplate"]["spec"]
+        [container], [volume] = spec["containers"], spec["volumes"]
+        [mount] = container["volumeMounts"]
+        known = {known["name"]: known["value"] for known in container["env"]}
+        assert known == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{mount['mountPath']}/auth_token"}
+        assert volume["secret"] == {"secretName": CLUSTER["spec"]["authOptions"]["secretName"], "defaultMode": 0o440}
+        assert (volume["name"], spec["securityContext"]["fsGroup"]) == (mount["name"], 1000)
+
+
+def test_a_submitter_is_the_same_in_every_job():
+    """Each job is one file, to be copied and created; what they have in common is written in each."""
+    first, *others = (job["spec"]["submitterPodTemplate"] for job in SUBMITTERS)
+    assert [other for other in others if other != first] == []
+
+
+def test_whoever_submits_reaches_no_artifacts_of_mlflow():
+    """Its claim is its own: all Ray pods may write theirs."""
+    base = [d for name in ("raycluster", "mlflow", "postgres") for d in documents_of(f"base/{name}.yaml")]
+    claims: dict[str, set[str]] = {}
+    for what, _, spec in pods(base):
+        named = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+        claims[what] = set(named)
+    assert claims["mlflow"] == {"mlflow"}
+    assert claims["head"] == claims["worker"] == {"shared"}
+
+
+def test_rays_logs_are_where_kuberay_looks_for_them():
+    """By this name it mounts them into the autoscaler's container; under another it makes a second volume for that."""
+    for _, _, spec in pods([CLUSTER]):
+        mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert mounts["/tmp/ray"] == "ray-logs"
 
 
 def test_no_secret_is_written_down():
@@ -303,38 +330,103 @@ def test_no_secret_is_written_down():
     assert CLUSTER["spec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
 
 
+# A cluster that keeps secrets in $STORE, and says $BROKEN where that is set.
 KUBECTL = """#!/bin/sh
 echo "$@" >> "$CALLS"
-[ "$3" != get ] || exit "$THERE"
+kept=$STORE/$5
+case "$3" in
+get) [ -z "$BROKEN" ] || { echo "$BROKEN" >&2; exit 1; }; [ ! -e "$kept" ] || cat "$kept" ;;
+create)
+    kept=$STORE/$6 data=
+    for word; do case "$word" in --from-*) data="$data$(cat "${word##*=}")" ;; esac; done
+    case "$*" in *--dry-run=client*) printf %s "$data" ;; *) printf %s "$data" > "$kept" ;; esac ;;
+esac
 """
 
 
-def test_secrets_are_made_once_as_files_that_nobody_else_reads(tmp_path):
-    folder, calls = tmp_path / "secrets", tmp_path / "calls"
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+class Secrets:
+    """secrets.sh, with a cluster that answers."""
 
-    def run(there: str) -> list[str]:
-        calls.write_text("")
-        shell = {"PATH": path, "CALLS": str(calls), "THERE": there}
-        subprocess.run([FOLDER / "secrets.sh", folder], env=shell, check=True, capture_output=True)
-        return calls.read_text().splitlines()
+    def __init__(self, home: Path) -> None:
+        self.folder, self.store, self.calls = home / "secrets", home / "store", home / "calls"
+        self.store.mkdir()
+        (home / "kubectl").write_text(KUBECTL)
+        (home / "kubectl").chmod(0o755)
+        self._path = f"{home}{os.pathsep}{os.environ['PATH']}"
 
-    created = [line for line in run("1") if " create " in line]
-    assert [line.split()[5] for line in created] == list(secrets())
-    files = {file.name: file.read_text() for file in folder.iterdir()}
-    assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o600 for name in files)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    def run(self, broken: str = "") -> subprocess.CompletedProcess:
+        self.calls.write_text("")
+        shell = {"PATH": self._path, "CALLS": str(self.calls), "STORE": str(self.store), "BROKEN": broken}
+        return subprocess.run([FOLDER / "secrets.sh", self.folder], env=shell, capture_output=True, text=True)
+
+    def created(self) -> list[str]:
+        """The secrets that the last run made."""
+        lines = self.calls.read_text().splitlines()
+        return [line.split()[5] for line in lines if " create " in line and "--dry-run" not in line]
+
+    def files(self) -> dict[str, str]:
+        return {file.name: file.read_text() for file in self.folder.iterdir()}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """After a first run that went well."""
+    cluster = Secrets(tmp_path)
+    assert cluster.run().returncode == 0
+    return cluster
+
+
+def test_secrets_are_made_once_as_files_that_nobody_else_reads(made):
+    assert made.created() == list(secrets())
+    files = made.files()
+    assert all(stat.S_IMODE((made.folder / name).stat().st_mode) == 0o600 for name in files)
+    assert stat.S_IMODE(made.folder.stat().st_mode) == 0o700
     for name in ("ray_token", "postgres_password", "mlflow_password"):
         assert re.fullmatch("[0-9a-f]{64}", files[name])
-    assert not [value for value in re.findall("[0-9a-f]{64}", str(files)) if value in calls.read_text()]
-    server, user = (shipped(folder / name) for name in ("mlflow.env", "mlflow_user.env"))
+    assert not [value for value in re.findall("[0-9a-f]{64}", str(files)) if value in made.calls.read_text()]
+    server, user = (shipped(made.folder / name) for name in ("mlflow.env", "mlflow_user.env"))
     assert server["PGPASSWORD"] == files["postgres_password"]
     assert user == {"MLFLOW_TRACKING_USERNAME": "skiplane", "MLFLOW_TRACKING_PASSWORD": files["mlflow_password"]}
     assert len({files["ray_token"], *server.values(), *user.values()}) == 6
-    assert not [line for line in run("0") if " create " in line]
-    assert {file.name: file.read_text() for file in folder.iterdir()} == files
+    again = made.run()
+    assert (again.returncode, made.created(), made.files()) == (0, [], files)
+
+
+def test_where_kubernetes_has_secrets_and_the_folder_is_elsewhere_no_token_is_told(made):
+    made.folder.rename(made.folder.with_name("elsewhere"))
+    done = made.run()
+    assert (done.returncode, done.stdout, made.files()) == (2, "", {})
+    assert done.stderr.startswith(
+        f"error: Kubernetes has the secret ray-token and {made.folder} has no ray_token; copy"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_of_another_cluster_is_refused(made):
+    (made.folder / "ray_token").write_text("0" * 64)
+    done = made.run()
+    assert (done.returncode, made.created()) == (2, [])
+    assert done.stderr.startswith(f"error: the secret ray-token in Kubernetes is not what {made.folder} holds; copy")
+    assert "is the cluster's token" not in done.stdout
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kubectl_that_cannot_tell_is_not_taken_for_no(tmp_path, first):
+    cluster, said = Secrets(tmp_path), "Error from server (Forbidden): secrets is forbidden"
+    assert first or cluster.run().returncode == 0
+    done = cluster.run(said)
+    assert (done.returncode, cluster.created()) == (2, [])
+    assert done.stderr.startswith(f"{said}\nerror: kubectl could not tell whether there is a secret ray-token; ")
+    assert bool(cluster.files()) != first  # no file is made before it is known whether there is a secret
+
+
+@needs_kubectl
+def test_kubectl_itself_says_what_it_would_create(tmp_path):
+    """What secrets.sh compares, by the kubectl that is here; it asks no cluster."""
+    (tmp_path / "a").write_text("token")
+    line = ["kubectl", "--namespace", "skiplane", "create", "secret", "generic", "ray-token"]
+    more = [f"--from-file=auth_token={tmp_path}/a", "--dry-run=client", "--output", "jsonpath={.data}"]
+    assert subprocess.run([*line, *more], capture_output=True, text=True).stdout == '{"auth_token":"dG9rZW4="}'
 
 
 POD = """#!/bin/sh
@@ -405,6 +497,18 @@ def test_memory_holds_the_object_store_and_two_checkpoints(overlay):
     [memory] = [v["emptyDir"]["sizeLimit"] for v in group["template"]["spec"]["volumes"] if v["name"] == "memory"]
     left = int(memory[:-2]) * BYTES[memory[-2:]] - int(group["rayStartParams"]["object-store-memory"])
     assert left > (0.5e9 if overlay == "overlays/cpu-demo" else 2 * 60.2e6 * 2 * 4)
+
+
+def test_postgres_is_the_one_of_compose():
+    compose = yaml.safe_load((ROOT / "infra/compose/compose.yaml").read_text())
+    [spec] = [spec for _, _, spec in pods(documents_of("base/postgres.yaml"))]
+    assert spec["containers"][0]["image"] == compose["services"]["postgres"]["image"]
+
+
+def test_the_image_has_what_kuberay_probes_with():
+    """Before KubeRay 1.6, or with a Ray before 2.53, a probe is `wget ... | grep success` in the container."""
+    installed = re.findall(r"apt-get install .*", (ROOT / "infra/Dockerfile").read_text())
+    assert re.search(r"\bwget=", " ".join(installed))
 
 
 def test_versions_are_those_that_are_installed():
