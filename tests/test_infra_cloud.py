@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from botocore.validate import ParamValidator
 from jsonschema import Draft202012Validator
 
 from jobs import submit
+from tests import image
 from tests.manifests import OWN
 from tests.test_readme import check_job
 
@@ -121,6 +123,45 @@ def test_ray_is_started_by_start_sh_with_a_token(name):
     assert any(">>~/.bashrc" in command for command in document["setup_commands"])  # where `ray down` finds ray
     for command in document["setup_commands"]:
         subprocess.run(["bash", "-n", "-c", f"({command})"], check=True)
+
+
+SECRET = [
+    "infra/compose/secrets/ray_token",
+    "infra/compose/.env",
+    "infra/compose/store/skiplane/data",
+    "infra/secrets.env",
+]
+
+
+def travels(mounts: dict[str, str]) -> list[str]:
+    """Which of those files rsync would bring to each machine: of a folder it takes all, whatever git ignores."""
+    ours = [local.rstrip("/") for local in mounts.values()]
+    return [path for path in SECRET if any(path == local or path.startswith(f"{local}/") for local in ours)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_machine_gets_what_is_none_of_its_business(name):
+    mounts = read(name)["file_mounts"]
+    assert travels({"": "infra"}) == SECRET
+    assert travels(mounts) == []
+    ours = {there: local for there, local in mounts.items() if not local.startswith("~")}
+    assert set(ours.values()) <= set(image.tracked())  # files, and none that git ignores
+    assert {there.removeprefix("~/skiplane/") for there in ours} == set(ours.values())
+    scripts = [word for command in COMMANDS for line in read(name)[command] for word in re.findall(r"\S+\.sh\b", line)]
+    assert set(scripts) <= set(ours)
+    assert "~/skiplane/infra/ray.env" in ours  # start.sh reads it beside itself
+
+
+PYTHONS = {"22.04": (3, 10), "24.04": (3, 12)}  # python3 of an Ubuntu
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_clouds_image_has_a_python_that_is_new_enough(name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    least = tuple(map(int, re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"]).groups()))
+    [(year, month)] = re.findall(r"[Uu]buntu[ -](2\d)\.?(\d\d)(?: \(|-nvidia)", (FOLDER / name).read_text())
+    assert PYTHONS[f"{year}.{month}"] >= least
+    assert set(re.findall(r"(python\S*) -m venv", str(read(name)["setup_commands"]))) == {"python3"}
 
 
 @pytest.mark.parametrize("name", FILES[1:])

@@ -19,7 +19,7 @@ OUTSIDE = {
         {"ray.io/is-ray-node": "yes", "skiplane/may-submit": "yes", "app.kubernetes.io/name": "kuberay"},
     ),
 }
-# On each node a cache of names, and at Google the service of names, which also tells a machine's credentials on port 80.
+# A cache of names on each node; at Google the service of names, which on port 80 tells a machine's credentials.
 ADDRESSES = {
     "internet": "52.1.2.3",
     "internet6": "2600:1f18::1",
