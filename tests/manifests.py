@@ -70,6 +70,31 @@ def complaint(document: dict) -> str:
     return f"{error.json_path}: {error.message}" if error else ""
 
 
+def crd_complaint(document: dict, folder: Path) -> str:
+    """As `complaint`, by the CustomResourceDefinitions that a folder holds, such as KubeRay's own."""
+    group, _, version = document["apiVersion"].partition("/")
+    for file in sorted(folder.glob("*.yaml")):
+        for crd in (found["spec"] for found in documents(file.read_text())):
+            if (crd["group"], crd["names"]["kind"]) == (group, document["kind"]):
+                [schema] = [v["schema"]["openAPIV3Schema"] for v in crd["versions"] if v["name"] == version]
+                error = next(Draft202012Validator(_closed(schema)).iter_errors(document), None)
+                return f"{error.json_path}: {error.message}" if error else ""
+    return f"there is no {document['kind']} of {document['apiVersion']}"
+
+
+def _closed(schema: dict) -> dict:
+    """With no field but those that it has; Kubernetes drops others, or warns of them."""
+    made = dict(schema)
+    for name in ("items", "additionalProperties"):
+        if isinstance(schema.get(name), dict):
+            made[name] = _closed(schema[name])
+    if "properties" in schema:
+        made["properties"] = {name: _closed(inner) for name, inner in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    return made
+
+
 def typos(document: dict) -> Iterator[tuple[str, dict]]:
     """(where, the document with one letter too many) for each name that is not anybody's."""
     for path, names in _objects(document, ()):

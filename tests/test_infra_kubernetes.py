@@ -77,6 +77,65 @@ def test_what_the_operator_refuses_is_found():
     assert complaint({**job, "kind": "RayJobs"}) == "there is no RayJobs of ray.io/v1"
 
 
+CRDS = os.environ.get("SKIPLANE_KUBERAY_CRDS", "")
+RAYS = [name for name in FILES if any(document["apiVersion"] == "ray.io/v1" for document in documents_of(name))]
+
+
+@pytest.mark.skipif(not CRDS, reason="SKIPLANE_KUBERAY_CRDS names no folder with KubeRay's ray.io_*.yaml")
+@pytest.mark.parametrize("name", RAYS)
+def test_kuberays_own_schemas_take_it(name):
+    [document] = documents_of(name)
+    assert manifests.crd_complaint(document, Path(CRDS)) == ""
+    for field in document["spec"]:
+        spec = {f"{known}z" if known == field else known: value for known, value in document["spec"].items()}
+        assert manifests.crd_complaint({**document, "spec": spec}, Path(CRDS)), field
+
+
+CRD = """
+kind: CustomResourceDefinition
+spec:
+  group: ray.io
+  names: {kind: RayCluster}
+  versions:
+    - name: v1
+      schema:
+        openAPIV3Schema:
+          type: object
+          properties:
+            apiVersion: {type: string}
+            kind: {type: string}
+            metadata: {type: object}
+            spec:
+              type: object
+              properties:
+                groups: {type: array, items: {type: object, properties: {replicas: {type: integer}}}}
+                labels: {type: object, additionalProperties: {type: string}}
+                memory: {anyOf: [{type: integer}, {type: string}], x-kubernetes-int-or-string: true}
+                more: {type: object, x-kubernetes-preserve-unknown-fields: true, properties: {a: {type: string}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"groups": [{"replicas": 1}], "labels": {"a": "b"}, "memory": "1Gi", "more": {"b": 1}}, ""),
+        ({"groups": [{"replicaz": 1}]}, "('replicaz' was unexpected)"),
+        ({"groups": [{"replicas": "1"}]}, "'1' is not of type 'integer'"),
+        ({"group": []}, "('group' was unexpected)"),
+        ({"labels": {"a": 1}}, "1 is not of type 'string'"),
+        ({"memory": []}, "is not valid under any of the given schemas"),
+    ],
+)
+def test_a_clusters_own_schemas_can_be_asked(tmp_path, spec, said):
+    """How test_kuberays_own_schemas_take_it reads them, with a small one."""
+    (tmp_path / "ray.io_rayclusters.yaml").write_text(CRD)
+    document = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "a"}, "spec": spec}
+    assert (found := manifests.crd_complaint(document, tmp_path)).endswith(said)
+    assert bool(found) == bool(said)
+    nothing = manifests.crd_complaint({**document, "kind": "RayJob"}, tmp_path)
+    assert nothing == "there is no RayJob of ray.io/v1"
+
+
 def test_ray_start_has_every_option():
     """As its source has them: to import it takes seconds."""
     [ray] = importlib.util.find_spec("ray").submodule_search_locations
@@ -266,7 +325,11 @@ def test_a_durable_head_has_drivers_elsewhere(tmp_path):
 
 
 def test_no_pod_may_more_than_it_needs():
-    """What the namespace's label `restricted` would refuse; the token of Kubernetes, which the autoscaler needs."""
+    """What the namespace's label `restricted` would refuse; the token of Kubernetes, which the autoscaler needs.
+
+    KubeRay adds two containers that are in no file: `autoscaler` has autoscalerOptions.securityContext, and
+    `wait-gcs-ready` of workers the Ray container's own (its DefaultWorkerPodTemplate copies that).
+    """
     base = [d for name in ("raycluster", "mlflow", "postgres") for d in documents_of(f"base/{name}.yaml")]
     seen = []
     for what, _, spec in pods([*base, *SUBMITTERS]):
