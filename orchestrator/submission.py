@@ -155,10 +155,16 @@ def tracking(shell: str, command: Sequence[str], asked: Collection[str], local: 
         return {}, f"{TRACKING} is not set here: it tracks where the cluster's own environment says"
     if _has_password(shell):
         raise ConfigError(f"{TRACKING} is {without_password(shell)}, with a password; {INSTEAD}")
-    if local or not _of_this_machine(shell):
+    if local or not of_this_machine(shell):
         return {TRACKING: shell}, f"it tracks to {shell}: {TRACKING} of this shell"
     return {}, (f"{TRACKING} of this shell, {shell}, is this machine's and stays here: it tracks where the cluster's "
                 f"own environment says (--env {TRACKING}=... names another)")  # fmt: skip
+
+
+def of_this_machine(uri: str) -> bool:
+    """Whether nobody else reaches it: a loopback address, or a file."""
+    host = urlsplit(uri).hostname or ""
+    return host in ("", "localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
 
 
 def without_password(text: str) -> str:
@@ -198,11 +204,6 @@ def _secret(name: str) -> bool:
 
 def _has_password(text: str) -> bool:
     return bool(re.search(r"://[^/@\s:]*:[^/@\s]+@", text))
-
-
-def _of_this_machine(uri: str) -> bool:
-    host = urlsplit(uri).hostname or ""
-    return host in ("", "localhost", "::1") or host.startswith("127.")
 
 
 def _amount(value: Any) -> float:

@@ -52,7 +52,11 @@ def test_the_address(asked, api, ray, found):
     [
         ({}, "RAY_AUTH_MODE is ''; a cluster is used with its token: .* --insecure does without"),
         ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE is 'disabled'"),
-        ({"RAY_AUTH_TOKEN": SECRET}, "RAY_AUTH_TOKEN is set, and every process that this shell starts can read it"),
+        (
+            {"RAY_AUTH_TOKEN": SECRET},
+            "RAY_AUTH_TOKEN is set, and every .* taken in a pod of Kubernetes alone; unset it",
+        ),
+        ({"RAY_AUTH_TOKEN": "a b", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "^RAY_AUTH_TOKEN holds no token"),
         ({"RAY_AUTH_TOKEN_PATH": "/none"}, r"RAY_AUTH_TOKEN_PATH is /none, which cannot be read \(No such file"),
         ({"mode": 0o640}, "of mode 0640, which lets others read the token; chmod 600 it"),
         ({"mode": 0o604}, "of mode 0604"),
@@ -76,6 +80,8 @@ def test_tokens_that_are_taken(token_file, monkeypatch, tmp_path):
     environ = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
     assert gate.token(environ, insecure=False) == gate.Token(SECRET, str(token_file))
     assert gate.token({}, insecure=True).headers == {}
+    pod = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": SECRET, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert gate.token(pod, insecure=False) == gate.Token(SECRET, "RAY_AUTH_TOKEN")  # as KubeRay gives it
     token_file.chmod(0o644)
     assert gate.token(environ, insecure=True).secret == SECRET
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -115,6 +121,57 @@ def test_a_server_is_asked_before_it_is_shown_the_token(server, mode, token, ins
         with pytest.raises(ClusterError, match=words):
             gate.ask(server.url, token, insecure)
     assert server.asked == [("GET", gate.MODE, "")]
+
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture
+def proxied(monkeypatch, tmp_path):
+    """A shell with a proxy where nobody answers, and with a password for every host in ~/.netrc."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("http_proxy", "http://me:pw@127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    services.create_private(tmp_path / ".netrc", "default login me password pw\n")
+    return monkeypatch
+
+
+def test_this_machine_is_reached_without_the_proxy_and_the_password_of_the_shell(server, proxied):
+    server.answers[gate.MODE] = CLOSED
+    assert gate.ask(server.url, TOKEN, False) == ""
+    assert server.asked == [("GET", gate.MODE, "")]
+
+
+@pytest.mark.parametrize(
+    ("url", "by"),
+    [
+        ("http://127.0.0.1:8265", ""),
+        ("http://127.1.2.3:8265", ""),
+        ("http://localhost:8265", ""),
+        ("http://[::1]:8265", ""),
+        ("http://127.example.com", "http://me:pw@127.0.0.1:1"),
+        ("http://h:8265", "http://me:pw@127.0.0.1:1"),
+        ("http://near:8265", ""),
+        ("https://h", ""),
+    ],
+)
+def test_whose_proxy(proxied, url, by):
+    proxied.setenv("no_proxy", "near")
+    assert gate.proxy(url) == by
+
+
+def test_a_proxy_that_can_read_the_token_is_told(proxied):
+    with Server() as proxy:
+        proxied.setenv("http_proxy", proxy.url.replace("//", "//me:pw@"))
+        proxy.answers[gate.MODE] = CLOSED
+        warning = gate.ask("http://h:8265", TOKEN, False)
+    assert warning.startswith(
+        "warning: http://h:8265 is reached through 127.0.0.1, the http_proxy of this shell, which"
+    )
+    assert "pw" not in warning
+    assert len(proxy.asked) == 1
 
 
 def test_nobody_answers():

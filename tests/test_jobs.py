@@ -10,6 +10,7 @@ import pytest
 from ray._private.runtime_env.packaging import get_uri_for_package
 
 from orchestrator.cluster import jobs as door
+from orchestrator.cluster import services
 from orchestrator.cluster.jobs import Away, Job
 from pipelines.errors import ClusterError
 from tests.dashboard import NONE, SECRET, TOKEN, Server
@@ -104,6 +105,46 @@ def test_a_job_that_is_not_taken(server, jobs, tmp_path, answer, kind, words):
     with pytest.raises(ClusterError, match=words) as caught:
         jobs.submit("a", "x", package, {}, {}, {}, {})
     assert type(caught.value) is kind
+
+
+def test_a_large_package_has_longer_for_its_way(server, jobs, tmp_path, monkeypatch):
+    package, naps = tmp_path / "a.zip", [60.0, 0.5]
+    door.pack(ROOT / "infra", [], package)
+
+    async def take(request):
+        if request.method == "PUT":
+            await asyncio.sleep(naps.pop(0))
+        return aiohttp.web.Response(status=200 if request.method == "PUT" else 404)
+
+    name = get_uri_for_package(package).removeprefix("gcs://")
+    server.answers |= {f"/api/packages/gcs/{name}": take, "/api/jobs/": (200, '{"job_id": "a", "submission_id": "a"}')}
+    monkeypatch.setattr(door, "ANSWER_S", 0.2)
+    monkeypatch.setattr(door, "SLOWEST", 1e9)
+    with pytest.raises(Away, match=r"does not answer \(ReadTimeout\)"):
+        jobs.submit("a", "x", package, {}, {}, {}, {})
+    monkeypatch.setattr(door, "SLOWEST", package.stat().st_size / 30)
+    jobs.submit("a", "x", package, {}, {}, {}, {})
+    assert [method for method, path, _ in server.asked if path == "/api/jobs/"] == ["POST"]
+
+
+@pytest.mark.parametrize("token", [TOKEN, NONE])
+def test_neither_the_proxy_nor_the_password_of_the_shell_reaches_this_machine(server, monkeypatch, tmp_path, token):
+    async def tail(request):
+        socket = aiohttp.web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("x\n")
+        await socket.close()
+        return socket
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    services.create_private(tmp_path / ".netrc", "default login me password pw\n")
+    server.answers |= {"/api/jobs/": (200, "[]"), "/api/jobs/a/logs/tail": tail}
+    jobs = door.Jobs(server.url, token)
+    assert (jobs.all(), list(jobs.tail("a"))) == ([], ["x\n"])
+    assert {shown for _, _, shown in server.asked} == {token.headers.get("Authorization", "")}
 
 
 def test_a_log_that_falls_silent_or_breaks_ends(server, jobs, monkeypatch):

@@ -15,10 +15,11 @@ from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster.gate import ANSWER_S, Token, why
+from orchestrator.cluster.gate import ANSWER_S, Token, manner, proxy, why
 from pipelines.errors import ClusterError
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
+SLOWEST = 2**17  # bytes a second that an upload may need: 1 Mbit/s, 14 minutes for the largest package
 SILENT_S = 60.0  # after so long without a word the log is opened anew: a connection may be cut off and not know it
 TAKEN = "already exists"  # Ray's words for an id that was used before
 
@@ -58,7 +59,7 @@ class Jobs:
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.WARNING)  # else ten lines for each upload
         with self._answering():
-            self._client = _Client(address, headers=token.headers)
+            self._client = _Client(address, token)
 
     def all(self) -> list[Job]:
         """Those that were submitted, whether they still run or not."""
@@ -110,8 +111,8 @@ class Jobs:
         patience = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=SILENT_S)
         silence = aiohttp.ClientWSTimeout(ws_receive=SILENT_S, ws_close=1.0)
         async with (
-            aiohttp.ClientSession(headers=self._token.headers, timeout=patience, trust_env=True) as session,
-            session.ws_connect(url, timeout=silence) as socket,
+            aiohttp.ClientSession(headers=self._token.headers, timeout=patience) as session,
+            session.ws_connect(url, timeout=silence, proxy=proxy(url) or None) as socket,
         ):
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.TEXT:
@@ -162,8 +163,13 @@ class _Refused(RuntimeError):
 class _Client(JobSubmissionClient):
     """Ray's, with an end to its patience, and an error that knows its status."""
 
-    def _do_request(self, method: str, endpoint: str, **rest: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=ANSWER_S, **rest)
+    def __init__(self, address: str, token: Token) -> None:
+        self._manner = manner(address, token)
+        super().__init__(address, headers=token.headers)
+
+    def _do_request(self, method: str, endpoint: str, data: bytes = b"", **rest: Any) -> Any:
+        seconds = ANSWER_S + len(data) / SLOWEST  # one limit for sending all of it, and one for the answer
+        return super()._do_request(method, endpoint, data=data or None, timeout=seconds, **self._manner, **rest)
 
     def _raise_error(self, answer: Any) -> NoReturn:
         raise _Refused(answer.status_code, answer.text)
