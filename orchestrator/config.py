@@ -256,6 +256,13 @@ class ClusterConfig(Section):
     cpus_per_worker: int = setting(1, PLACEMENT, "CPU cores, and torch threads, of a worker", ge=1, le=512)
     storage: str = setting("", PLACEMENT, "folder or URL (s3://, gs://, az://) of runs; default $SKIPLANE_HOME/runs")
     max_restarts: int = setting(3, PLACEMENT, "failures in a row without a new checkpoint before the run fails", ge=0)
+    start_seconds: int = setting(
+        0,
+        PLACEMENT,
+        "how long to wait when it starts for nodes that an autoscaler adds, for the most of cluster.workers; 0 = what "
+        "is there has to do. Where GPU nodes are still to come, set cluster.device gpu",
+        ge=0,
+    )
     wait_seconds: int = setting(60, PLACEMENT, "how long to wait for busy or lost resources before giving up", ge=0)
     grow_seconds: int = setting(
         60, PLACEMENT, "how long a group trains at least before it is started anew with more workers", ge=0

@@ -1,7 +1,7 @@
 """What Prometheus may know of a run: every metric once, with its meaning. Ray puts `ray_` before each name.
 
-Counters are made by the workers, one series a rank; gauges by the run's driver, one series a run. A counter stays on its
-node's page when its run is over, until Ray ends there; a gauge is there while its driver lives, and for 20 s after that.
+Counters are made by the workers, one series a rank; gauges by the driver, one series a run. A counter stays on its
+node's page when its run is over, until Ray ends there; a gauge is there while its driver lives, and 20 s longer.
 So what says how a run is doing are gauges, those that only rise among them.
 """
 

@@ -6,8 +6,8 @@ Order of checks: settings (already), plan, data, tracking, cluster. Nothing is w
 import math
 import signal
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from orchestrator.attempts import Attempts
 from orchestrator.cluster.crews import Crews
 from orchestrator.cluster.group import Size
 from orchestrator.cluster.room import Room, find_workers
+from orchestrator.cluster.scaling import await_nodes
 from orchestrator.cluster.session import job_id, session
 from orchestrator.config import PLACEMENT, RunConfig, flatten, kinds
 from orchestrator.plan import Plan, counts_of, make_plan
@@ -135,6 +136,7 @@ class _Life:
         own = nullcontext(crews) if crews else Crews(idle_s=0)
         # In this order: ray.init takes SIGTERM.
         with session(self.config.cluster.cpus, self.say), heeding, own as self.crews:
+            self._await_nodes()
             find_workers(self.config.cluster)
             with lease(self.storage, self.config.name, self.say) as self.held:
                 record = admit(self.storage, self.config, self.dataset.digest)
@@ -154,11 +156,23 @@ class _Life:
                 f"another --name"
             )
 
+    def _await_nodes(self) -> None:
+        """Those that an autoscaler adds, but for a driver's later runs: they take up the workers of the one before."""
+        cluster = self.config.cluster
+        if not self.crews.idle():
+            with self._before_it_began():
+                await_nodes(cluster, cluster.span[1], self.say, self.stop.asked)
+
     def _find_room(self) -> Size:
-        """Raises Stopped where that was asked meanwhile: nothing is written yet."""
         self.room = Room(self.config, self.dataset, self.storage, self.crews, self.say, self.stop.asked)
-        try:
+        with self._before_it_began():
             return self.room.find()
+
+    @contextmanager
+    def _before_it_began(self) -> Iterator[None]:
+        """Raises Stopped where that was asked meanwhile: nothing is written yet."""
+        try:
+            yield
         except KeyboardInterrupt:
             raise Stopped(self.stop.signum or signal.SIGINT) from None
 

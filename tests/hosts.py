@@ -53,6 +53,7 @@ class Hosts(Machines):
     ) -> None:
         super().__init__(len(cpus), shared_mb)
         self.cpus, self.settings = tuple(cpus), shipped() | dict(settings or {})
+        self.options: list[str] = []  # more of `ray start`
         self._nodes: dict[int, subprocess.Popen] = {}
 
     def begin(self) -> None:
@@ -114,7 +115,8 @@ class Hosts(Machines):
         place = [f"--address={self.address(0)}:6379"] if i else head
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--log-color=false", *place,
                    f"--node-ip-address={self.address(i)}", f"--num-cpus={self.cpus[i]}",
-                   f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.own}/ray"]  # fmt: skip
+                   f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.own}/ray",
+                   *self.options]  # fmt: skip
         with (self.folder / f"node{i}.log").open("ab") as log:
             return self._run(i, command, self.settings, stdout=log, stderr=subprocess.STDOUT)
 

@@ -10,8 +10,7 @@ class Places:
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self._cpus = cluster.cpus_per_worker
-        auto = cluster.device == "auto" and any(node.gpus for node in session.nodes())
-        self._gpus = int(cluster.device == "gpu" or auto)
+        self._gpus = session.gpus_of(cluster)
         self._taken: dict[str, int] = {}
 
     @property

@@ -168,9 +168,8 @@ class Room:
 
 def find_workers(cluster: ClusterConfig) -> tuple[int, int]:
     """(workers that fit, GPUs of each). Raises ClusterError where the cluster is too small."""
-    found = session.nodes()
-    gpus = int(cluster.device == "gpu" or (cluster.device == "auto" and any(node.gpus for node in found)))
-    return session.choose_workers(cluster.span, found, cluster.cpus_per_worker, gpus), gpus
+    gpus = session.gpus_of(cluster)
+    return session.choose_workers(cluster.span, session.nodes(), cluster.cpus_per_worker, gpus), gpus
 
 
 def _shown(cpus: float, gpus: float) -> str:

@@ -12,6 +12,7 @@ import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
 from orchestrator.cluster.services import sessions_folder
+from orchestrator.config import ClusterConfig
 from pipelines.errors import ClusterError
 
 PROBE_S = 5.0
@@ -154,6 +155,11 @@ def free() -> dict[str, dict[str, float]]:
     """Node id -> resources that nobody uses there now. Ray's public call adds them up, and a sum is no place: what is
     free may lie in pieces, or on a node that is of no use."""
     return dict(ray._private.state.state.available_resources_per_node())
+
+
+def gpus_of(cluster: ClusterConfig) -> int:
+    """GPUs of a worker: by cluster.device; auto: one where a node has any now."""
+    return int(cluster.device == "gpu" or (cluster.device == "auto" and any(node.gpus for node in nodes())))
 
 
 def choose_workers(span: tuple[int, int], found: list[Node], cpus: int, gpus: int) -> int:

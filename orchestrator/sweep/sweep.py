@@ -11,9 +11,10 @@ from typing import Any
 
 from orchestrator import provenance, supervise
 from orchestrator.cluster.places import Places
+from orchestrator.cluster.scaling import await_nodes
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import Trials, check_room
-from orchestrator.config import RunConfig, flatten, identity_difference
+from orchestrator.config import ClusterConfig, RunConfig, flatten, identity_difference
 from orchestrator.plan import counts_of
 from orchestrator.state.lease import lease
 from orchestrator.state.storage import Storage
@@ -129,8 +130,11 @@ class _Sweep:
 
     def _check_places(self) -> None:
         """Raises ClusterError where some trial could never start."""
+        asked = groups(self.config, self.sweep, self.space)
+        most = max(ClusterConfig(workers=workers).span[1] for workers in asked.values())
+        await_nodes(self.config.cluster, most * max(1, self.sweep.concurrent), self.say, self.stop.asked)
         self.places, self.slots = Places(self.config.cluster), check_room()
-        for depth, workers in groups(self.config, self.sweep, self.space).items():
+        for depth, workers in asked.items():
             self.places.check(workers, f"a trial of depth {depth}")
 
     # -- while it runs ---------------------------------------------------------------------------------------------
