@@ -24,7 +24,7 @@ FACTS = ("weights_sha256", "data_digest", "eval_digest", "steps", "top1", "train
 PROGRAMS = {  # one host, no Ray, and a Slurm that takes note
     "srun": 'while [[ "$1" == --* ]]; do shift; done; SLURM_PROCID=0 exec env --default-signal "$@"',
     "ray": 'echo "$*" >>"$TOLD/ray"; ${RAY_FAILS:+exit 0}; while [[ "$1" != -- ]]; do shift; done; shift; exec "$@"',
-    "squeue": 'cat "$TOLD/fate"',
+    "squeue": 'cat "$TOLD/fate"',  # and its failure, where there is no such file
     "scontrol": '[[ "$1" != show ]] || exec echo localhost; echo "$*" >>"$TOLD/scontrol"; exit "${REFUSES:-0}"',
 }
 CHECKPOINT = 'mkdir -p "$RUN/checkpoints/step-1"; touch "$RUN/checkpoints/step-1/manifest.json"'
@@ -105,9 +105,13 @@ def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     return job.returncode, said
 
 
+DISK = Path("/tmp/skiplane-7")  # the job's, for Ray's files
+
+
 @pytest.fixture
-def place(tmp_path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path):
+    yield Place(tmp_path)
+    shutil.rmtree(DISK, ignore_errors=True)  # a job that Slurm ends leaves it
 
 
 BACK = ["requeue 7"]
@@ -131,7 +135,7 @@ def test_a_command_that_ends_well_ends_the_job_and_leaves_nothing(place):
     assert (place.asked("modes"), place.asked("length")) == (["600", "700"], ["65"])
     assert place.asked("scontrol") == []
     assert not place.own.exists()
-    assert not Path("/tmp/skiplane-7").exists()
+    assert not DISK.exists()
 
 
 def test_ray_has_the_nodes_cpus_fixed_ports_and_its_dashboard_on_loopback(place):
@@ -201,6 +205,30 @@ def test_a_notice_before_the_driver_has_begun_keeps_it_from_beginning(place):
     (place.told / "ready").write_text("")
     assert (ended(job), place.asked("scontrol")) == ((130, ""), BACK)
     assert not (place.told / "began").exists()
+
+
+def test_a_slurm_that_is_too_busy_to_answer_does_not_keep_the_job_from_going_back(place):
+    """At a limit many jobs end at once."""
+    job = place.drive()
+    (place.told / "fate").unlink()
+    job.send_signal(signal.SIGUSR1)
+    code, said = ended(job)
+    assert (code, place.asked("scontrol")) == (130, BACK), said
+
+
+def test_a_job_that_was_cancelled_or_not_is_not_put_back_unasked(place):
+    (place.told / "fate").unlink()
+    assert place.run("exit 143") == (143, "")
+    assert place.asked("scontrol") == []
+
+
+def test_a_folder_that_somebody_else_made_is_not_used(place):
+    """Who had a job on the node before may have made it, and could then change this job's code."""
+    DISK.mkdir()
+    DISK.chmod(0o777)
+    code, said = place.run('touch "$TOLD/ran"')
+    assert (code, (place.told / "ran").exists()) == (4, False)
+    assert f"error: {DISK} on " in said
 
 
 def test_a_users_interrupt_stops_the_run_for_good(place):

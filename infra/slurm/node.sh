@@ -7,6 +7,8 @@ shift 2
 [[ -r "$RAY_AUTH_TOKEN_PATH" ]] ||
     { echo "error: $RAY_AUTH_TOKEN_PATH is not seen on $(hostname); set SKIPLANE_HOME to a folder that all nodes share" >&2 && exit 2; }
 (umask 077 && mkdir -p "$RAY_TMPDIR")
+[[ -O "$RAY_TMPDIR" && ! -L "$RAY_TMPDIR" && "$(stat --format=%a "$RAY_TMPDIR")" == 700 ]] ||
+    { echo "error: $RAY_TMPDIR on $(hostname) is not this user's own folder of mode 700, and others could change the job's code there; remove it, and look who made it" >&2 && exit 2; }
 # The ports of infra/start.sh: a node is this job's alone.
 ray=(ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES"
     --log-color=false --num-cpus="$SLURM_CPUS_ON_NODE" --object-store-memory=500000000
