@@ -15,7 +15,7 @@ from jobs import edge
 from orchestrator import provenance, submission
 from orchestrator.cluster import gate, local
 from orchestrator.settings import Edge, Parser
-from orchestrator.submission import Submission
+from orchestrator.submission import RuntimeEnv, Submission
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def prepare(args: Namespace, command: list[str], url: str) -> tuple[Submission, 
     Raises ConfigError.
     """
     name = submission.check_command(command, args.id)
-    brought = submission.read_runtime_env(args.runtime_env)
+    brought = _brought(args.runtime_env)
     asked = brought.env_vars | submission.env_vars(args.env)
     tracked, line = submission.tracking(os.environ.get(submission.TRACKING, ""), command, asked, _local(url))
     metadata = provenance.git() | {"run": name}
@@ -84,6 +84,15 @@ def prepare(args: Namespace, command: list[str], url: str) -> tuple[Submission, 
         metadata["user"] = getpass.getuser()
     environment, amounts = replace(brought, env_vars=asked | tracked), submission.resources(args.resources)
     return Submission(name, args.id or name, tuple(command), environment, metadata, amounts), line
+
+
+def _brought(path: Path) -> RuntimeEnv:
+    brought = submission.read_runtime_env(path)
+    if not brought.rest:
+        return brought
+    from orchestrator.cluster.jobs import parsed
+
+    return replace(brought, rest=parsed(brought.rest, path))
 
 
 def _run(args: Namespace, prepared: Submission, tracked: str, submitter: "Submitter", screen: Screen) -> int:

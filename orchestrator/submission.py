@@ -6,7 +6,7 @@ Everybody who has the cluster's token can read a job's command and environment b
 import json
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,16 @@ RUNS = ("train", "study", "sweep")  # have a --name, and go on with what it name
 COMMANDS = (*RUNS, "evaluate", "pack", "tracking")
 TRACKING = "MLFLOW_TRACKING_URI"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-SECRET_WORDS = r"(TOKEN|PASSWORD|PASSWD|SECRET|KEY|CREDENTIAL)S?"
+# Names of secrets by their words, after those that only sound alike are out: MAX_TOKENS, SORT_KEY and MONKEY are none.
+HARMLESS = r"\b(SORT|PRIMARY|FOREIGN|PUBLIC|PARTITION|GROUP|CACHE|LABEL|IMAGE) KEYS?\b|\b(PAD|MASK|EOS|BOS) TOKEN\b"
+SECRET = (
+    r"\b(TOKEN|(API|AUTH|ACCESS) TOKENS|\w*PASSWORDS?|PASSWDS?|PASSPHRASES?|SECRETS?|CREDENTIALS?|CREDS|(API)?KEYS?)\b"
+    r"|\b(PASS|PAT|\w+ PWD|CONNECTION STRING)$"
+)
 INSTEAD = (
-    "set it in the environment of `ray start` on the nodes (infra/ray.env, a Kubernetes secret), or pass the path of a "
-    "file that lies there (NAME_FILE or NAME_PATH)"
+    "set it in the environment of `ray start` on the nodes (from a file of mode 0600 outside of the repository: "
+    "infra/start.sh reads ~/.skiplane/secrets.env; or a Kubernetes secret), or pass the path of a file that lies there "
+    "(NAME_FILE or NAME_PATH)"
 )
 
 
@@ -114,7 +120,7 @@ def env_vars(asked: Sequence[str]) -> dict[str, str]:
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ConfigError(f"--env is '{name}'; NAME=VALUE is needed")
         found[name] = value
-    return _checked("--env", found)
+    return check_open("--env", found)
 
 
 def read_runtime_env(path: Path) -> RuntimeEnv:
@@ -131,7 +137,18 @@ def read_runtime_env(path: Path) -> RuntimeEnv:
         raise ConfigError(f"--runtime-env {path}: env_vars has to be names with texts; put numbers in quotes")
     if not isinstance(excludes, list) or not all(isinstance(line, str) for line in excludes):
         raise ConfigError(f"--runtime-env {path}: excludes has to be a list of patterns as in .gitignore")
-    return RuntimeEnv(tuple(excludes), _checked(f"--runtime-env {path}:", variables), values)
+    where = f"--runtime-env {path}:"
+    return RuntimeEnv(tuple(excludes), check_open(where, variables), check_open(where, values))
+
+
+def check_open(where: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The same, where no field and no text in it looks like a secret. Raises ConfigError."""
+    for name, text in _texts("", found):
+        assigned = re.findall(r"\b([A-Z][A-Z0-9_]*)=(?!=)", text)  # as in --env A=1
+        if any(map(_secret, (name, *assigned))) or _has_password(text):
+            raise ConfigError(f"{where} {name} looks like a secret, and whoever has the cluster's token can read a "
+                              f"job's environment; {INSTEAD}")  # fmt: skip
+    return found
 
 
 def resources(text: str) -> dict[str, float]:
@@ -189,21 +206,29 @@ def _flag(command: Sequence[str], name: str) -> str:
     return found
 
 
-def _checked(where: str, found: dict[str, str]) -> dict[str, str]:
-    for name, value in found.items():
-        if _secret(name) or _has_password(value):
-            raise ConfigError(f"{where} {name} looks like a secret, and whoever has the cluster's token can read a "
-                              f"job's environment; {INSTEAD}")  # fmt: skip
-    return found
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every text in it, however deep, and the field that it stands in."""
+    if isinstance(value, dict):
+        for field_name, inner in value.items():
+            yield from _texts(str(field_name), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(name, inner)
+    elif isinstance(value, str):
+        yield name, value
 
 
 def _secret(name: str) -> bool:
-    words = name.upper().split("_")
-    return words[-1] not in ("FILE", "PATH", "DIR") and any(re.fullmatch(rf"\w*{SECRET_WORDS}", w) for w in words)
+    words = re.sub(r"[^A-Z]+", " ", name.upper()).strip()
+    return words.split(" ")[-1] not in ("FILE", "PATH", "DIR", "NAME") and bool(
+        re.search(SECRET, re.sub(HARMLESS, "", words))
+    )
 
 
 def _has_password(text: str) -> bool:
-    return bool(re.search(r"://[^/@\s:]*:[^/@\s]+@", text))
+    """In a URL; a user alone is one for HTTP, where tokens stand there. ${NAME} is none: pip reads it on the node."""
+    text = re.sub(r"\$\{\w+\}", "", text)
+    return bool(re.search(r"://[^/@\s:]*:[^/@\s]+@|https?://[^/@\s:]+@", text))
 
 
 def _amount(value: Any) -> float:

@@ -12,7 +12,7 @@ from ray._private.runtime_env.packaging import get_uri_for_package
 from orchestrator.cluster import jobs as door
 from orchestrator.cluster import services
 from orchestrator.cluster.jobs import Away, Job
-from pipelines.errors import ClusterError
+from pipelines.errors import ClusterError, ConfigError
 from tests.dashboard import NONE, SECRET, TOKEN, Server
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +105,32 @@ def test_a_job_that_is_not_taken(server, jobs, tmp_path, answer, kind, words):
     with pytest.raises(ClusterError, match=words) as caught:
         jobs.submit("a", "x", package, {}, {}, {}, {})
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ({"pip": ["a"], "conda": {}}, "cannot be specified at the same time"),
+        ({"pip": "/none.txt"}, "/none.txt is not a valid file"),
+        ({"py_modules": [str(ROOT / "jobs")]}, "is not a valid URI"),  # nobody would pack it again for a lost head
+        ({"py_modules": "x"}, "must be a list"),
+        ({1: 2}, "keywords must be strings"),
+    ],
+)
+def test_a_runtime_env_that_ray_does_not_take(rest, words):
+    with pytest.raises(ConfigError, match=f"^--runtime-env env.yaml: Ray does not take it: .*{words}"):
+        door.parsed(rest, Path("env.yaml"))
+
+
+def test_a_runtime_env_s_files_are_read_at_once_and_their_secrets_refused(tmp_path):
+    file = tmp_path / "requirements.txt"
+    file.write_text("numpy\n")
+    found = door.parsed({"pip": str(file)}, Path("env.yaml"))
+    assert found["pip"]["packages"] == ["numpy"]
+    assert door.parsed(found, Path("env.yaml")) == found
+    file.write_text("--index-url https://me:pw@h/simple\nnumpy\n")
+    with pytest.raises(ConfigError, match=r"^--runtime-env env.yaml: packages looks like a secret"):
+        door.parsed({"pip": str(file)}, Path("env.yaml"))
 
 
 def test_a_large_package_has_longer_for_its_way(server, jobs, tmp_path, monkeypatch):

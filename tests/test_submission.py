@@ -87,7 +87,27 @@ def test_the_next_id(used, id):
     assert s.next_id("a", used) == id
 
 
-OPEN_NAMES = ["NCCL_DEBUG", "TOKENIZERS_PARALLELISM", "RAY_AUTH_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "KEYBOARD"]
+OPEN_NAMES = [
+    "NCCL_DEBUG",
+    "NCCL_IB_PKEY",
+    "TOKENIZERS_PARALLELISM",
+    "MAX_TOKENS",
+    "MAX_NEW_TOKENS",
+    "PAD_TOKEN",
+    "SORT_KEY",
+    "PUBLIC_KEYS",
+    "MONKEY",
+    "KEYBOARD",
+    "PASS_RATE",
+    "NUM_PASSES",
+    "PATTERN",
+    "PATH",
+    "PWD",
+    "SECRETARY",
+    "RAY_AUTH_TOKEN_PATH",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "SECRET_NAME",
+]
 SECRET_NAMES = [
     "AWS_SECRET_ACCESS_KEY",
     "AWS_ACCESS_KEY_ID",
@@ -95,6 +115,14 @@ SECRET_NAMES = [
     "RAY_AUTH_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",
     "PGPASSWORD",
+    "MYSQL_PWD",
+    "DB_PASS",
+    "GITHUB_PAT",
+    "HF_TOKEN_2",
+    "API_KEYS",
+    "SSH_KEY",
+    "KEY",
+    "AZURE_STORAGE_CONNECTION_STRING",
     "wandb_apikey",
     "GOOGLE_APPLICATION_CREDENTIALS",
 ]
@@ -105,7 +133,43 @@ def test_variables():
     assert s.env_vars([*asked, "A=1=2", "B=", "A=3"]) == {**dict.fromkeys(OPEN_NAMES, "x"), "A": "3", "B": ""}
 
 
-@pytest.mark.parametrize("word", [*(f"{name}=x" for name in SECRET_NAMES), "URL=http://me:pw@host/x"])
+SECRET_VALUES = [
+    "http://me:pw@host/x",
+    "postgresql://me:pw@host/x",
+    "https://ghp_0123@host",
+    "git+https://ghp_0123@host/x",
+    "GITHUB_PAT=x",
+]
+OPEN_VALUES = [
+    "http://host/a@b",
+    "ssh://git@host/x",
+    "postgresql://me@host/x",
+    "https://${HF_TOKEN}@host",
+    "https://me:${PW}@host",
+    "me@host",
+    "a==1",
+]
+
+
+@pytest.mark.parametrize("value", OPEN_VALUES)
+def test_a_value_that_is_no_secret(value):
+    assert s.env_vars([f"A={value}"]) == {"A": value}
+
+
+@pytest.mark.parametrize("value", SECRET_VALUES)
+@pytest.mark.parametrize(
+    "text", ["pip: [a, '{}']", "pip: {{packages: [a, '--extra-index-url {}']}}", "x: [{{y: '{}'}}]"]
+)
+def test_a_secret_in_the_rest_of_a_file_does_not_travel(tmp_path, value, text):
+    (tmp_path / "env.yaml").write_text(text.format(value))
+    with pytest.raises(ConfigError, match=r"^--runtime-env .*env.yaml: \w+ looks like a secret") as caught:
+        s.read_runtime_env(tmp_path / "env.yaml")
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word", [*(f"{name}=x" for name in SECRET_NAMES), *(f"URL={value}" for value in SECRET_VALUES)]
+)
 def test_a_secret_does_not_travel(word, tmp_path):
     name, _, value = word.partition("=")
     words = f"{name} looks like a secret.* set it in the environment of `ray start`.*NAME_FILE"
@@ -168,6 +232,7 @@ def test_a_package_holds_the_code_and_nothing_else(tmp_path):
     top = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"jobs", "orchestrator", "pipelines", "infra", "constraints.txt"} <= top
     assert not top & {".git", ".venv", "tests", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+    assert not (tmp_path / "a" / "infra" / "ray.env").exists()  # people write keys into it
     assert not [path for path in (tmp_path / "a").rglob("*") if path.name == "__pycache__"]
 
 
@@ -180,10 +245,11 @@ def test_the_shipped_file_alone_leaves_out_what_is_no_code(tmp_path):
         "runs/a/x",
         "tests/x",
         "benchmarks/results/x",
+        "infra/ray.env",
         "a/__pycache__/x",
         "s.egg-info/x",
     ]
-    kept = ["jobs/a.py", "orchestrator/data/x", "benchmarks/a.py"]
+    kept = ["jobs/a.py", "infra/start.sh", "orchestrator/data/x", "benchmarks/a.py"]
     for name in (*out, *kept):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)

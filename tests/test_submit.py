@@ -101,6 +101,7 @@ def test_follow_a_job_that_is_not_there(cluster):
         (["--wait-seconds", "x", "--", *TRAIN], "--wait-seconds: it is 'x'"),
         (["--env", "KEY=1", "--", *TRAIN], "--env KEY looks like a secret"),
         (["--runtime-env", "/none", "--", *TRAIN], "--runtime-env /none cannot be read"),
+        (["--runtime-env", "pip-and-conda.yaml", "--", *TRAIN], "pip-and-conda.yaml: Ray does not take it"),
         (["--resources", "1", "--", *TRAIN], "--resources is '1'"),
         (["--address", "h:8265", "--", *TRAIN], "--address is 'h:8265'"),
         (["--follow", "a", "--", *TRAIN], "--follow shows a job that was submitted before"),
@@ -108,7 +109,9 @@ def test_follow_a_job_that_is_not_there(cluster):
         (["--recipe", "digits", "--", *TRAIN], "recipe: no such setting"),
     ],
 )
-def test_settings_that_are_refused_before_anybody_is_asked(cluster, monkeypatch, argv, words):
+def test_settings_that_are_refused_before_anybody_is_asked(cluster, monkeypatch, tmp_path, argv, words):
+    monkeypatch.chdir(tmp_path)
+    Path("pip-and-conda.yaml").write_text("{pip: [a], conda: {dependencies: [b]}}")
     asked = []
     monkeypatch.setattr(gate, "ask", lambda *_: asked.append(1))
     with pytest.raises(ConfigError, match=re.escape(words)):

@@ -14,9 +14,12 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
+from ray.runtime_env.runtime_env import _validate_no_local_paths
 
 from orchestrator.cluster.gate import ANSWER_S, Token, manner, proxy, why
-from pipelines.errors import ClusterError
+from orchestrator.submission import check_open
+from pipelines.errors import ClusterError, ConfigError
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 SLOWEST = 2**17  # bytes a second that an upload may need: 1 Mbit/s, 14 minutes for the largest package
@@ -131,6 +134,18 @@ class Jobs:
             raise Away(f"{self.address} has no answer now ({error.last})") from error
         except (OSError, RuntimeError) as error:  # what requests raises is an OSError, Ray's own a RuntimeError
             raise Away(f"{self.address} does not answer ({why(error)})") from error
+
+
+def parsed(rest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a runtime-env file says to Ray alone, with the files that it names read: they may be gone when the job is
+    submitted again. Raises ConfigError where Ray does not take it, and where such a file shows a secret."""
+    try:
+        found = RuntimeEnv(**rest)
+        _validate_no_local_paths(found)
+    except (ValueError, TypeError, OSError) as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(f"--runtime-env {path}: Ray does not take it: {what}") from error
+    return check_open(f"--runtime-env {path}:", found.to_dict())
 
 
 def pack(folder: Path, excludes: Sequence[str], file: Path) -> None:
