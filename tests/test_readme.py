@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import settings
+from jobs import submit
+from orchestrator import settings, submission
 from orchestrator.config import RunConfig, flatten
 from orchestrator.plan import plan_counts
 from orchestrator.sweep import settings as sweeps
@@ -68,6 +69,11 @@ def check_job(words, monkeypatch, tmp_path):
         from jobs.tracking import _parser
 
         assert _parser().parse_args(flags).act
+    elif module == "jobs.submit":
+        args, command = submit.parse(flags)
+        assert args.follow or submission.check_command(command, args.id)
+        if command:
+            check_job(command, monkeypatch, tmp_path)
     elif module == "jobs.local":
         assert flags[0] in ("up", "status", "down")
     else:
@@ -128,9 +134,10 @@ def test_every_recipe_is_in_the_table():
     assert all(f"`{name}`" in table.split("\n\n")[0] for name in settings.recipe_names())
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert "://" in target or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("infra/**/*.md"))])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert "://" in target or (ROOT / page).parent.joinpath(target).exists(), target
 
 
 def tree():
