@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt as stop:
         if not submitter.id:
             raise
-        screen.say(f"job {submitter.id} goes on without this command\n{lines(submitter.id, args)}")
+        known = "goes on without this command" if submitter.taken else "may have been taken, and goes on then"
+        screen.say(f"job {submitter.id} {known}\n{lines(submitter.id, args)}")
         return 128 + (signal.SIGTERM if stop.args == (signal.SIGTERM,) else signal.SIGINT)
 
 

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from orchestrator.cluster.jobs import Away, Job, Jobs
+from orchestrator.cluster.jobs import Away, Job, Jobs, NoTail
 from orchestrator.ending import Ending, judge
 from orchestrator.submission import Submission, next_id, run_of
 from pipelines.errors import ClusterError, ConfigError
 
+Answer = TypeVar("Answer")
 PAUSE_S = 1.0
 SHOWN = 5  # ids in a message
 
@@ -42,7 +43,8 @@ class Log:
 
 
 class Submitter:
-    """One command, one job after the other. id: of the newest one, empty before there is one.
+    """One command, one job after the other. id: of the newest one, empty before there is one; taken: whether the
+    cluster is known to have it.
 
     wait_s: how long a server that does not answer is waited for.
     """
@@ -57,7 +59,7 @@ class Submitter:
     ) -> None:
         self._jobs, self._screen, self._wait_s = jobs, screen, wait_s
         self._pause, self._clock = pause, clock
-        self.id, self._ids = "", set[str]()
+        self.id, self.taken, self._ids = "", False, set[str]()
 
     def submit(self, submission: Submission, package: Path) -> None:
         """Starts the first job. Raises ClusterError where one of its name runs now."""
@@ -73,6 +75,7 @@ class Submitter:
             self._send(submission, package, id)
         except Away as error:
             raise ClusterError(f"{error}; whether it has taken job {id} is told by --follow {id}") from error
+        self._screen.say(f"job {id} is submitted to {self._jobs.address}")
         if id != submission.id:
             self._screen.say(f"  {submission.id} was the id of an earlier job")
 
@@ -95,7 +98,7 @@ class Submitter:
             newest = [job.id for job in self._jobs.all()][:SHOWN]
             raise ConfigError(f"--follow is {id}, and the cluster at {self._jobs.address} has no such job; it has "
                               f"{', '.join(newest) or 'none'}")  # fmt: skip
-        self.id = id
+        self.id, self.taken = id, True
         return self._follow().code
 
     # -- one job -----------------------------------------------------------------------------------------------------
@@ -108,62 +111,85 @@ class Submitter:
 
     def _send(self, submission: Submission, package: Path, id: str) -> None:
         environment = submission.environment
+        self.id, self.taken = id, False  # the cluster may have it before its answer comes
         self._jobs.submit(id, submission.entrypoint, package, environment.env_vars, environment.rest,
                           submission.metadata, submission.resources)  # fmt: skip
-        self.id = id
-        self._screen.say(f"job {id} is submitted to {self._jobs.address}")
+        self.taken = True
 
     def _follow(self) -> Ending:
-        log = Log(self._screen)
+        log, said, unheard = Log(self._screen), {""}, ""
         while True:
-            try:
-                log.show(self._jobs.tail(self.id))
-                job = self._jobs.find(self.id)
-            except Away as error:
-                self._await(str(error))
-                continue
+            before, unheard = unheard, self._listen(log)
+            job = self._patiently(lambda: self._jobs.find(self.id))
             if job is None or job.ended:
-                ending = judge(job)
-                self._screen.say(f"job {self.id}: {ending.why}")
-                return ending
-            if job.status == "PENDING":
-                self._screen.say(f"job {self.id} has not started yet: {job.message}")
+                return self._end(job, log)
+            waits = f"job {self.id} has not started yet: {job.message}" if job.status == "PENDING" else ""
+            for line in (before and unheard, waits):  # once alone it is a server that was away
+                if line not in said:
+                    self._screen.say(line)
+                said.add(line)
             self._pause(PAUSE_S)
+
+    def _listen(self, log: Log) -> str:
+        """Shows the log for as long as it comes; a line on why it does not come."""
+        try:
+            log.show(self._jobs.tail(self.id))
+        except NoTail as error:
+            return (
+                f"the log of job {self.id} does not come as it is written: {error}; it is shown when the job has ended"
+            )
+        return ""
+
+    def _end(self, job: Job | None, log: Log) -> Ending:
+        """What it means that the job has ended, its last words shown: they may not have come."""
+        if job:
+            try:
+                log.show([self._jobs.log(self.id)])
+            except Away as error:
+                self._screen.say(f"the end of its log may be missing: {error}")
+        ending = judge(job)
+        self._screen.say(f"job {self.id}: {ending.why}")
+        return ending
 
     def _again(self, submission: Submission, package: Path, left: int) -> None:
         """The same command once more, as soon as the server takes it."""
         self._screen.say(f"the same command is submitted again, {left - 1} more times at most; it goes on from "
                          f"what it has saved")  # fmt: skip
-        id, limit = "", self._clock() + self._wait_s
+        lost = self.id
+
+        def once() -> None:
+            if self.id == lost:
+                self._send(submission, package, self._next(submission, self._jobs.all()))
+            elif not self._jobs.find(self.id):
+                self._send(submission, package, self.id)
+            self.taken = True  # also where only the answer was lost
+
+        self._patiently(once)
+        self._screen.say(f"job {self.id} is submitted to {self._jobs.address}")
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """What the server answers, as soon as it does. Raises ClusterError after wait_s."""
+        began, away = self._clock(), False
         while True:
             try:
-                if not id:
-                    id = self._next(submission, self._jobs.all())
-                elif self._jobs.find(id):  # it was taken, and only the answer was lost
-                    self.id = id
-                    return
-                return self._send(submission, package, id)
+                answer = ask()
             except Away as error:
-                if self._clock() >= limit:
-                    raise
-                self._await(str(error))
-
-    def _await(self, why: str) -> None:
-        """Until the server answers. Raises ClusterError after wait_s."""
-        self._screen.say(f"{why}; waiting for it, {self._wait_s:.0f} s at most")
-        began = self._clock()
-        while (waited := self._clock() - began) < self._wait_s:
-            self._pause(PAUSE_S)
-            try:
-                self._jobs.all()
-            except Away:
+                self._wait(error, self._clock() - began, away)
+                away = True
                 continue
-            self._screen.say(f"{self._jobs.address} answers again, after {self._clock() - began:.0f} s")
-            return
-        raise ClusterError(
-            f"{self._jobs.address} has not answered for {waited:.0f} s (--wait-seconds); job {self.id} may go on: "
-            f"follow it with --follow {self.id}, or give the same command again when the cluster is back"
-        )
+            if away:
+                self._screen.say(f"{self._jobs.address} answers again, after {self._clock() - began:.0f} s")
+            return answer
+
+    def _wait(self, error: Away, waited: float, told: bool) -> None:
+        if waited >= self._wait_s:
+            raise ClusterError(
+                f"{error}, for {waited:.0f} s (--wait-seconds); job {self.id} may go on: follow it with --follow "
+                f"{self.id}, or give the same command again when the cluster is back"
+            ) from error
+        if not told:
+            self._screen.say(f"{error}; waiting for it, {self._wait_s:.0f} s at most")
+        self._pause(PAUSE_S)
 
 
 def _same(job: Job, submission: Submission) -> bool:

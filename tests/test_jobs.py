@@ -190,4 +190,13 @@ def test_a_log_that_falls_silent_or_breaks_ends(server, jobs, monkeypatch):
     monkeypatch.setattr(door, "SILENT_S", 0.3)
     assert list(jobs.tail("a")) == ["a\n", "b"]
     assert list(jobs.tail("a")) == ["a\n"]
-    assert list(jobs.tail("none")) == []
+
+
+def test_a_log_without_websockets_is_read_whole(server, jobs):
+    server.answers |= {"/api/jobs/a/logs/tail": (502, "Bad Gateway"), "/api/jobs/a/logs": (200, '{"logs": "a\\nb"}')}
+    with pytest.raises(door.NoTail, match=rf"no websocket to {server.url} \(HTTP 502\)"):
+        list(jobs.tail("a"))
+    assert jobs.log("a") == "a\nb"
+    server.close()
+    with pytest.raises(door.NoTail, match=r"\(.*onnect.*\)"):
+        list(jobs.tail("a"))

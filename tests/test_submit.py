@@ -77,6 +77,16 @@ def test_ctrl_c_leaves_the_job_alone(cluster, capsys, stop, code):
     assert end in capsys.readouterr().out
 
 
+def test_ctrl_c_while_the_job_is_sent_tells_how_to_find_it(cluster, capsys):
+    def send(*_):
+        raise KeyboardInterrupt  # the job may be there, and its answer on the way
+
+    cluster.submit = send
+    assert submit.main(["--", *TRAIN]) == 130
+    end = "job a may have been taken, and goes on then\n  to follow it  python -m jobs.submit --follow a\n"
+    assert end in capsys.readouterr().out
+
+
 def test_follow_a_job_that_is_there(cluster, capsys):
     cluster.tails, cluster.ends = iter([["x\n"]]), iter([Job("a", "RUNNING"), Job("a", "FAILED", exit_code=3)])
     assert submit.main(["--follow", "a"]) == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import submitter as decisions
-from orchestrator.cluster.jobs import Away, Job
+from orchestrator.cluster.jobs import Away, Job, NoTail
 from orchestrator.submission import RuntimeEnv, Submission
 from pipelines.errors import ClusterError
 from tests.dashboard import Clock, Cluster, Recorder
@@ -34,8 +34,7 @@ def test_a_broken_log_goes_on_where_it_was():
 
 
 def test_a_port_forward_that_drops_costs_nothing():
-    cluster = Cluster([["a\n"], ["a\nb\n"]], [AWAY, DONE])
-    cluster.away = [False, True, True, False]
+    cluster = Cluster([["a\n"], [NoTail("refused")], ["a\nb\n"]], [RUNNING, AWAY, AWAY, AWAY, RUNNING, DONE])
     code, screen = seen_through(cluster)
     assert (code, screen.text) == (0, "a\nb\n")
     assert screen.lines[1:-1] == [
@@ -45,11 +44,53 @@ def test_a_port_forward_that_drops_costs_nothing():
 
 
 def test_a_server_that_stays_away():
-    cluster = Cluster(ends=[AWAY])
-    cluster.away = [False] + [True] * 100
-    words = "has not answered for 10 s .--wait-seconds.; job a may go on: follow it with --follow a, or give the same"
+    cluster = Cluster(ends=[AWAY] * 100)
+    words = r"refused\), for 10 s .--wait-seconds.; job a may go on: follow it with --follow a, or give the same"
     with pytest.raises(ClusterError, match=words):
         seen_through(cluster)
+
+
+def test_last_words_that_did_not_come_are_fetched_at_the_end():
+    cluster = Cluster([["a\n", "b"]], [DONE])
+    cluster.whole = "a\nb\nthe last\n"
+    assert seen_through(cluster)[1].text == "a\nb\nthe last\n"
+
+
+def test_last_words_that_cannot_be_read_cost_no_code():
+    """As those of a driver whose node is gone."""
+    cluster = Cluster([["a\n"]], [DONE])
+    cluster.whole = Away("http://c has no answer now (HTTP 500: no agent)")
+    code, screen = seen_through(cluster)
+    assert (code, screen.text) == (0, "a\n")
+    assert screen.lines[1] == "the end of its log may be missing: http://c has no answer now (HTTP 500: no agent)"
+
+
+def test_a_way_without_websockets_is_told_once_and_costs_no_word():
+    cluster = Cluster([[NoTail("no websocket to http://c (HTTP 502)")]] * 3, [RUNNING, RUNNING, DONE])
+    cluster.whole = "a\nb\n"
+    _, screen = seen_through(cluster)
+    why = "no websocket to http://c (HTTP 502); it is shown when the job has ended"
+    assert screen.lines[1:-1] == [f"the log of job a does not come as it is written: {why}"]
+    assert screen.text == "a\nb\n"
+
+
+@pytest.mark.parametrize("ends", [[RUNNING, *[AWAY] * 100], [None, *[None] * 100]])
+def test_a_server_that_answers_all_but_one_question_is_told_of_once_and_not_for_ever(ends):
+    cluster = Cluster(ends=ends)
+    answers = iter([None, *[AWAY] * 100])
+
+    def submit(id, *rest):
+        if error := next(answers):
+            raise error
+
+    cluster.submit = submit
+    clock, screen = Clock(), Recorder()
+    one = decisions.Submitter(cluster, screen, 10, clock.pause, clock)
+    one.submit(WHAT, Path("a.zip"))
+    with pytest.raises(ClusterError, match=r"refused\), for 10 s"):
+        one.see_through(WHAT, Path("a.zip"), 2)
+    assert len([line for line in screen.lines if "waiting for it, 10 s at most" in line]) == 1
+    assert clock.now in (10, 11)
 
 
 LOST = [None, Job("a", "FAILED", error="JOB_SUPERVISOR_ACTOR_DIED"), Job("a", "FAILED", exit_code=-9)]

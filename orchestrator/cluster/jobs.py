@@ -31,6 +31,10 @@ class Away(ClusterError):
     """The server does not answer, or not yet; it may come back."""
 
 
+class NoTail(ClusterError):
+    """A log cannot be read as it comes: the server is away, or something on the way has no websockets."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A submitted job as the server has it. `status`: PENDING, RUNNING, or an end: SUCCEEDED, FAILED, STOPPED.
@@ -53,8 +57,8 @@ class Job:
 
 
 class Jobs:
-    """A cluster's jobs. Every call raises Away where the server does not answer as it should, ClusterError where it
-    does not let this token in."""
+    """A cluster's jobs. Every call but `tail` raises Away where the server does not answer as it should, ClusterError
+    where it does not let this token in."""
 
     def __init__(self, address: str, token: Token) -> None:
         self.address, self._token = address, token
@@ -103,23 +107,31 @@ class Jobs:
 
     def tail(self, id: str) -> Iterator[str]:
         """The job's log from its beginning, as it comes; ends with the job, whenever the connection does, and after
-        SILENT_S without a word."""
+        SILENT_S without a word. Raises NoTail where there never was a connection."""
         with asyncio.Runner() as runner, suppress(aiohttp.ClientError, OSError):
             words = self._words(f"{self.address}/api/jobs/{id}/logs/tail")
             while (text := runner.run(_next(words))) is not None:
                 yield text
 
+    def log(self, id: str) -> str:
+        """The job's log, as far as it is written."""
+        with self._answering():
+            return self._client.get_job_logs(id)
+
     async def _words(self, url: str) -> AsyncIterator[str]:
         """Ray's own reader waits for ever for a server that was cut off, and leaves its connection open."""
         patience = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=SILENT_S)
         silence = aiohttp.ClientWSTimeout(ws_receive=SILENT_S, ws_close=1.0)
-        async with (
-            aiohttp.ClientSession(headers=self._token.headers, timeout=patience) as session,
-            session.ws_connect(url, timeout=silence, proxy=proxy(url) or None) as socket,
-        ):
-            async for message in socket:
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    yield message.data
+        async with aiohttp.ClientSession(headers=self._token.headers, timeout=patience) as session:
+            try:
+                socket = await session.ws_connect(url, timeout=silence, proxy=proxy(url) or None)
+            except (aiohttp.ClientError, OSError, ValueError) as error:  # a ValueError of a proxy that is none for it
+                status = f"HTTP {error.status}" if isinstance(error, aiohttp.WSServerHandshakeError) else why(error)
+                raise NoTail(f"no websocket to {self.address} ({status})") from error
+            async with socket:
+                async for message in socket:
+                    if message.type == aiohttp.WSMsgType.TEXT:
+                        yield message.data
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
