@@ -39,7 +39,7 @@ ENVIRONMENT = {
              "MLFLOW_TRACKING_USERNAME"},
     "mlflow": {"MLFLOW_HOST", "MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_ARTIFACTS_DESTINATION", "MLFLOW_S3_ENDPOINT_URL",
                "AWS_DEFAULT_REGION", "PGHOST"},
-    "postgres": {"POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD_FILE"},
+    "postgres": {"POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD_FILE", "PGDATA"},
     "store": {"VGW_BACKEND", "VGW_BACKEND_ARG", "VGW_PORT", "VGW_REGION", "VGW_HEALTH"},
 }  # fmt: skip
 ENVIRONMENT["worker"] = ENVIRONMENT["head"]
@@ -60,7 +60,7 @@ def validator() -> Any:
 def complaints(document: dict[str, Any]) -> list[str]:
     """Of the schema, and of a reader who follows every name."""
     found = [error.message for error in validator().iter_errors(document)]
-    return found or [*references(document), *exposures(document), *unlike(document)]
+    return found or [*references(document), *exposures(document), *unlike(document), *images(document)]
 
 
 def references(document: dict[str, Any]) -> Iterator[str]:
@@ -154,6 +154,19 @@ def unlike(document: dict[str, Any]) -> Iterator[str]:
         yield from (f"{name}: the Dockerfile has no ARG {arg}" for arg in set(build.get("args", {})) - known)
 
 
+def images(document: dict[str, Any]) -> Iterator[str]:
+    """Tags that several services build, which fails with bake, or that are built here and pulled all the same."""
+    services = document["services"]
+    for tag in sorted({service["image"] for service in services.values()}):
+        users = {name for name, service in services.items() if service["image"] == tag}
+        builders = {name for name in users if "build" in services[name]}
+        pull = {name for name in users - builders if services[name].get("pull_policy") != "never"}
+        if tag.startswith("skiplane:") and len(builders) != 1:
+            yield f"{tag} is built by {sorted(builders)}"
+        if builders and pull:
+            yield f"{tag} is built here, and pulled by {sorted(pull)}"
+
+
 def merged(below: Any, above: Any) -> Any:
     """Two files as compose lays one over the other, as far as ours go."""
     if isinstance(below, dict) and isinstance(above, dict):
@@ -213,6 +226,9 @@ def test_every_typo_is_reported() -> None:
         (("services", "mlflow", "secrets"), ["PGPASS"], "secrets: nothing is called PGPASS"),
         (("services", "mlflow", "networks"), ["cluster", "databas"], "networks: nothing is called databas"),
         (("services", "postgres", "volumes"), ["databas:/var/lib/postgresql/data"], "volumes: nothing is called datab"),
+        (("services", "worker", "build"), COMPOSE["services"]["head"]["build"], "is built by ['head', 'worker']"),
+        (("services", "worker", "pull_policy"), "missing", "is built here, and pulled by ['worker']"),
+        (("services", "mlflow", "image"), "skiplane:0.1.0", "skiplane:0.1.0 is built by []"),
         (("services", "mlflow", "env_file"), ["../mlflow/ml.env"], "../mlflow/ml.env is not there"),
         (("services", "store", "volumes"), ["./entrypoint:/entrypoint.sh:ro"], "./entrypoint is not there"),
         (("services", "head", "build", "dockerfile"), "infra/Dockerfil", "infra/Dockerfil is not there"),
@@ -232,6 +248,13 @@ def test_what_leads_nowhere_or_too_far_is_reported(path: tuple[str, ...], value:
     changed = copy.deepcopy(COMPOSE)
     functools.reduce(lambda found, key: found[key], path[:-1], changed)[path[-1]] = value
     assert any(said in complaint for complaint in complaints(changed))
+
+
+def test_postgres_makes_its_folder_inside_the_volume() -> None:
+    """initdb changes the mode of its folder, which only the owner may: of a new volume's that is the image's user."""
+    service = COMPOSE["services"]["postgres"]
+    [volume] = service["volumes"]
+    assert Path(service["environment"]["PGDATA"]).parent == Path(volume.partition(":")[2])
 
 
 def test_nothing_is_asked_of_the_shell_that_has_no_answer() -> None:

