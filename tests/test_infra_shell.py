@@ -25,7 +25,7 @@ def complaints(text: str) -> str:
 
 
 def test_there_are_some() -> None:
-    assert {"start.sh", "serve.sh", "secrets.sh", "entrypoint.sh"} <= {path.name for path in SCRIPTS}
+    assert {"start.sh", "environment.sh", "serve.sh", "secrets.sh", "entrypoint.sh"} <= {path.name for path in SCRIPTS}
 
 
 @each
