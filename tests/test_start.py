@@ -114,6 +114,12 @@ def test_sessions_lie_in_a_folder_of_this_user_alone(node, tmp_path: Path, again
     assert (stat.S_ISDIR(found.st_mode), stat.S_IMODE(found.st_mode)) == (True, 0o700)
 
 
+def test_who_watches_is_told_where_ray_keeps_the_list_of_its_nodes() -> None:
+    page = (SCRIPT.parent / "observability" / "README.md").read_text()
+    [place] = re.findall("--temp-dir=TMP/(\\S+)", HEAD)
+    assert f"`/tmp/{place.replace(OWN, 'skiplane-UID')}/prom_metrics_service_discovery.json`" in page
+
+
 @pytest.mark.parametrize("temp", [["--temp-dir=/a/b"], ["--temp-dir", "/a/b"]])
 def test_a_folder_that_is_given_is_taken(node, tmp_path: Path, temp: list[str]) -> None:
     done, told = node(["head", *temp])
