@@ -277,8 +277,15 @@ def test_secrets_come_from_a_private_file_and_what_was_set_before_wins(place):
     assert place.asked("seen") == ["file set"]
     file.chmod(0o640)
     assert place.run("true") == (
-        2, f"error: SKIPLANE_SECRETS is {file}, of mode 640, which lets others read what is secret; chmod 600 it\n"
+        2, f"error: SKIPLANE_SECRETS is {file}, of mode 640, which lets others read what is secret; chmod 600 it, and "
+           f"make it anew if others were here\n"
     )  # fmt: skip
+
+
+def test_it_refuses_outside_of_the_repository(place):
+    done = subprocess.run(["bash", SCRIPT, "true"], env=place.environment({}), cwd=place.home, capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith(f"error: {place.home} is not the repository's root; submit from there")
 
 
 def test_a_token_of_ones_own_is_taken_where_nobody_else_reads_it(place):
@@ -310,6 +317,7 @@ def test_a_password_that_others_can_read_is_refused(place):
         ({"line": "--name a --cluster.storage=runs"}, "--cluster.storage is 'runs'; name a folder that all nodes see"),
         ({"SKIPLANE_DISK": "/scratch/local/of/this/node/alone"}, "SKIPLANE_DISK is /scratch/local/of/this/node/alone,"),
         ({"RAY_AUTH_TOKEN": "t"}, "RAY_AUTH_TOKEN is set, and Slurm's tables would show it; unset it"),
+        ({"SKIPLANE_SECRETS": "/no/such"}, "SKIPLANE_SECRETS is /no/such, which cannot be read"),
         ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE is 'disabled'; it must be token, or whoever reaches"),
         ({"RAY_AUTH_TOKEN_PATH": "/no/such"}, "RAY_AUTH_TOKEN_PATH is /no/such, where no token is; unset it"),
         ({"PATH": "/usr/bin:/bin"}, "ray is not on PATH; activate the environment, then submit"),
