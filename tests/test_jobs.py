@@ -153,21 +153,32 @@ def test_a_large_package_has_longer_for_its_way(server, jobs, tmp_path, monkeypa
     assert [method for method, path, _ in server.asked if path == "/api/jobs/"] == ["POST"]
 
 
+async def one_line(request):
+    """A log."""
+    socket = aiohttp.web.WebSocketResponse()
+    await socket.prepare(request)
+    await socket.send_str("x\n")
+    await socket.close()
+    return socket
+
+
+def test_another_machine_is_reached_through_the_proxy_of_the_shell_its_logs_too(server, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    server.answers |= {"/api/jobs/": (200, "[]"), "/api/jobs/a/logs/tail": one_line}
+    jobs = door.Jobs("http://h.invalid:8265", TOKEN)
+    assert (jobs.all(), list(jobs.tail("a"))) == ([], ["x\n"])
+
+
 @pytest.mark.parametrize("token", [TOKEN, NONE])
 def test_neither_the_proxy_nor_the_password_of_the_shell_reaches_this_machine(server, monkeypatch, tmp_path, token):
-    async def tail(request):
-        socket = aiohttp.web.WebSocketResponse()
-        await socket.prepare(request)
-        await socket.send_str("x\n")
-        await socket.close()
-        return socket
-
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("HOME", str(tmp_path))
     services.create_private(tmp_path / ".netrc", "default login me password pw\n")
-    server.answers |= {"/api/jobs/": (200, "[]"), "/api/jobs/a/logs/tail": tail}
+    server.answers |= {"/api/jobs/": (200, "[]"), "/api/jobs/a/logs/tail": one_line}
     jobs = door.Jobs(server.url, token)
     assert (jobs.all(), list(jobs.tail("a"))) == ([], ["x\n"])
     assert {shown for _, _, shown in server.asked} == {token.headers.get("Authorization", "")}
