@@ -190,10 +190,10 @@ class Topology(Machines):
     def _up(self, i: int) -> None:
         service = self.services[self.names[i]]
         words = service.get("command", "")
-        command = shlex.split(words) if isinstance(words, str) else words
+        command = [self._filled(word) for word in (shlex.split(words) if isinstance(words, str) else words)]
         if stand_in := _stand_in(service):
             command = stand_in[0]
-        line = [*service.get("entrypoint", []), *(self._filled(word) for word in command)]
+        line = [*service.get("entrypoint", []), *command]
         with (self.folder / f"{self.names[i]}.log").open("ab") as log:
             self._started[i] = [self._inside(i, line, {}, stdout=log, stderr=subprocess.STDOUT)]
 
