@@ -144,6 +144,18 @@ def test_the_page_of_a_run_is_shown_to_whoever_has_the_password(up: Topology, tr
     assert "360 validation images" in words
 
 
+@pytest.mark.parametrize("node", ["head", "worker"])
+def test_nobody_else_reaches_the_sockets_and_the_code_of_jobs(up: Topology, trained: str, node: str) -> None:
+    """Ray opens its own folder to everybody; the one around it is the user's."""
+    there = "stat --format='%a %n' /tmp/skiplane-$(id -u); ls -d /tmp/skiplane-*/node/session_latest; ls -d /tmp/ray"
+    user = up.own_values["SKIPLANE_UID"]
+    done = up.run(node, ["sh", "-c", there])
+    assert done.stdout.splitlines() == [
+        f"700 /tmp/skiplane-{user}",
+        f"/tmp/skiplane-{user}/node/session_latest",
+    ]
+
+
 # -- who is not let in -------------------------------------------------------------------------------------------------
 
 
