@@ -103,6 +103,7 @@ def test_a_killed_worker_changes_nothing(command, tmp_path):
     assert last["hurt"] == last["whole"]
 
 
+@pytest.mark.long
 def test_a_stop_leaves_a_checkpoint_and_the_same_name_goes_on(command, tmp_path):
     cut = command("--name", "cut", "--cluster.workers", "2")
     wait_for(cut, "epoch 1/3 done")
@@ -230,7 +231,9 @@ REFUSED = [
     (["--model.init", "/no/such.pt"], 2, "weights file /no/such.pt cannot be used"),
     (["--tracking.uri", "http://127.0.0.1:9"], 4, "http://127.0.0.1:9"),
     (["--tracking.uri", "file:///tmp/mlruns"], 2, "tracking.uri"),
-    (["--data.decode", "gpu"], 2, "data.decode is gpu, but this worker has no GPU"),
+    pytest.param(
+        ["--data.decode", "gpu"], 2, "data.decode is gpu, but this worker has no GPU", marks=pytest.mark.long
+    ),  # a worker says it, so a group has to start
 ]
 
 
