@@ -163,6 +163,8 @@ class Topology(Machines):
             *(_bound(*pair) for pair in self._mounts(i)),
             "mount -t tmpfs -o mode=1777 tmpfs /tmp",
             *(f"mkdir -p {place}; mount -t tmpfs -o mode=1777 tmpfs {place}" for place in service.get("tmpfs", [])),
+            # What pip wrote into the environment's programs is its own path; it may lie below what is hidden by now.
+            f"[ -e {sys.prefix} ] || {{ mkdir -p {sys.prefix}; mount --bind /opt/venv {sys.prefix}; }}",
             "mount -o remount,bind,ro /" if service.get("read_only") else ":",
             BOOT[BOOT.index("trap"):],
         ]  # fmt: skip
